@@ -1,0 +1,43 @@
+# Two commands for a user: `make demo` and `make test`. Everything else is for developers.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: demo test check lint types architecture doctests bench clean help
+
+help:            ## what can be made here
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "adadagrad needs Python >= 3.11, got %s; set PYTHON=/path/to/python3.11" % sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)   ## train the digits three ways and write the report
+	$(BIN)/adadagrad compare --data digits
+
+test: $(STAMP)   ## the whole test suite, doctests included
+	$(BIN)/python -m pytest -n 2
+
+check: lint types architecture doctests   ## lint, types, architecture, doctests
+
+lint: $(STAMP)
+	$(BIN)/ruff check adadagrad tests benchmarks
+	$(BIN)/ruff format --check adadagrad tests benchmarks
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+architecture: $(STAMP)
+	$(BIN)/lint-imports
+
+doctests: $(STAMP)
+	$(BIN)/python -m pytest -q adadagrad
+
+bench: $(STAMP)  ## the timed comparisons, tables on the screen (about ten minutes)
+	$(BIN)/python -m benchmarks.engine
+
+clean:           ## remove what is generated
+	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,1 @@
+"""adadagrad: training with batch sizes that the gradient itself chooses."""

@@ -1,0 +1,1 @@
+"""How a batch size becomes data: order, chunks, exact batches."""

@@ -1,0 +1,1 @@
+"""The command line: ``adadagrad train``, ``compare`` and ``report``."""

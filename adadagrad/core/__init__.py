@@ -1,0 +1,1 @@
+"""The nouns of the library: records, settings, checks, errors. Imports nothing else of ours."""

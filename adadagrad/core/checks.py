@@ -1,0 +1,93 @@
+"""Argument checks that name the argument: ``check_positive(eta=-1.0)`` says "eta must be > 0, got -1.0"."""
+
+from __future__ import annotations
+
+import math
+
+from adadagrad.core.errors import InvalidArgument, UnknownName
+
+
+def check_positive(**values: float) -> None:
+    """Require every value to be a finite number above 0.
+
+    Args:
+        **values: The arguments by name.
+
+    Raises:
+        InvalidArgument: A value is zero, negative, NaN, infinite or not a number.
+
+    Example:
+        >>> check_positive(eta=0.25)
+        >>> check_positive(eta=-1.0)
+        Traceback (most recent call last):
+        ...
+        adadagrad.core.errors.InvalidArgument: eta must be > 0, got -1.0
+    """
+    for name, value in values.items():
+        if not _is_number(value) or not (math.isfinite(value) and value > 0):
+            raise InvalidArgument(f"{name} must be > 0, got {value!r}")
+
+
+def check_at_least(minimum: float, **values: float) -> None:
+    """Require every value to be a finite number that is at least `minimum`.
+
+    Args:
+        minimum: The smallest allowed value.
+        **values: The arguments by name.
+
+    Raises:
+        InvalidArgument: A value is below `minimum`, NaN, infinite or not a number.
+    """
+    for name, value in values.items():
+        if not _is_number(value) or not (math.isfinite(value) and value >= minimum):
+            raise InvalidArgument(f"{name} must be >= {minimum:g}, got {value!r}")
+
+
+def check_fraction(**values: float) -> None:
+    """Require every value to lie in the closed interval from 0 to 1.
+
+    Args:
+        **values: The arguments by name.
+
+    Raises:
+        InvalidArgument: A value lies outside, is NaN or not a number.
+    """
+    for name, value in values.items():
+        if not _is_number(value) or not 0 <= value <= 1:
+            raise InvalidArgument(f"{name} must be between 0 and 1, got {value!r}")
+
+
+def check_integer(minimum: int, **values: int) -> None:
+    """Require every value to be an integer that is at least `minimum`; a float or a bool is refused.
+
+    Args:
+        minimum: The smallest allowed value.
+        **values: The arguments by name.
+
+    Raises:
+        InvalidArgument: A value is not an `int` or is below `minimum`.
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise InvalidArgument(f"{name} must be an integer, got {value!r}")
+        if value < minimum:
+            raise InvalidArgument(f"{name} must be >= {minimum}, got {value}")
+
+
+def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+    """Require a word to be one of a fixed set; the error suggests the nearest.
+
+    Args:
+        what: The argument's name.
+        value: The word given.
+        choices: The words allowed.
+
+    Raises:
+        UnknownName: The word is not one of `choices`.
+    """
+    if value not in choices:
+        raise UnknownName(what, str(value), choices)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,1 @@
+"""Optimizers: plain `torch.optim.Optimizer`, one file an algorithm, no knowledge of batches."""

@@ -1,0 +1,1 @@
+"""Which batch size: pure arithmetic on a record, no torch."""

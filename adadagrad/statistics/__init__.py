@@ -1,0 +1,1 @@
+"""What the noise of the gradient is, measured inside the backward that runs anyway."""

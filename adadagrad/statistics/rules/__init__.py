@@ -1,0 +1,1 @@
+"""Exact per-example rules, one file a family of layers."""
