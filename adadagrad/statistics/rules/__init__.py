@@ -1,1 +1,48 @@
-"""Exact per-example rules, one file a family of layers."""
+"""Exact per-example rules, one file a family of layers, and the table that finds the rule of a module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from adadagrad.statistics.rules.base import AbstractRule
+from adadagrad.statistics.rules.convolution import ConvolutionRule
+from adadagrad.statistics.rules.embedding import EmbeddingRule
+from adadagrad.statistics.rules.linear import LinearRule
+from adadagrad.statistics.rules.normalization import NormalizationRule
+
+__all__ = ["RULES", "AbstractRule", "find_rule"]
+
+RULES: dict[type[nn.Module], AbstractRule[Any]] = {
+    nn.Linear: LinearRule(),
+    nn.Conv1d: ConvolutionRule(),
+    nn.Conv2d: ConvolutionRule(),
+    nn.Conv3d: ConvolutionRule(),
+    nn.Embedding: EmbeddingRule(),
+    nn.LayerNorm: NormalizationRule(),
+    nn.RMSNorm: NormalizationRule(),
+    nn.GroupNorm: NormalizationRule(),
+}
+
+
+def find_rule(module: nn.Module) -> AbstractRule[Any] | None:
+    """Return the rule for a module, or None.
+
+    A subclass has its parent's rule only while it has its parent's forward: wrappers that swap the class
+    (FSDP2, parametrizations) keep it, a layer that computes something else does not. A forward that is set on
+    the instance hides the class's and gets no rule.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        The rule of the nearest class in the module's ancestry with the same forward.
+    """
+    if "forward" in module.__dict__:
+        return None
+    for cls in type(module).__mro__:
+        rule = RULES.get(cls)
+        if rule is not None:
+            return rule if type(module).forward is cls.__dict__["forward"] else None
+    return None

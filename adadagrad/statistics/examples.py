@@ -1,0 +1,135 @@
+"""One measured micro-batch after its backward: what its examples' gradients are, asked in three ways.
+
+Parameters used in one call have their norms from that call's rule. Where several calls share a parameter (tied
+weights, a module called twice) the calls' gradients are added per example before they are squared; the squares
+alone would miss the cross terms. Inner products are linear and simply add.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from adadagrad.statistics.fallback import rerun_gradients
+from adadagrad.statistics.recorder import KeptCall, Recorder
+from adadagrad.statistics.rules.base import chunks, squares_per_example, sum_per_example
+
+
+class Examples:
+    """The examples of one micro-batch.
+
+    Args:
+        model: The model, its forwards no longer patched.
+        recorder: What the taps delivered and kept.
+        fallback: Parameters to count by rerunning the model, by qualified name.
+    """
+
+    def __init__(self, model: nn.Module, recorder: Recorder, fallback: Mapping[str, nn.Parameter]) -> None:
+        assert recorder.leaf is not None
+        self.n = len(recorder.leaf)
+        self._model, self._fallback = model, dict(fallback)
+        self._leaf, self._kept, self._model_calls = recorder.leaf, recorder.kept, recorder.model_calls
+        self._excluded = set(fallback.values())
+        self.rerun_sums: dict[str, Tensor] = {}
+        """sum_i c_i g_i of the fallback's parameters, after `square_norms`."""
+        self._uses: dict[nn.Parameter, list[tuple[KeptCall, str]]] = defaultdict(list)
+        for entry in self._kept:
+            for name, p in entry.call.parameters.items():
+                if p not in self._excluded:
+                    self._uses[p].append((entry, name))
+
+    def square_norms(self) -> Tensor:
+        r"""Return \|c_i g_i\|^2 over all parameters, float64 (n,)."""
+        total = torch.zeros_like(self._leaf) if self._leaf.grad is None else self._leaf.grad.clone()
+        for entry in self._kept:
+            single = {
+                name
+                for name, p in entry.call.parameters.items()
+                if name in entry.names and len(self._uses.get(p, ())) == 1
+            }
+            if single:
+                total += entry.call.rule.square_norms(entry.call.layer, entry.x, entry.gy, single)
+        for p, uses in self._uses.items():
+            if len(uses) > 1:
+                for part, gradient in self._summed(p, uses):
+                    total[part] += squares_per_example(gradient)
+        for part, gradients in self._rerun():
+            for name, gradient in gradients.items():
+                total[part] += squares_per_example(gradient)
+                self.rerun_sums[name] = self.rerun_sums.get(name, torch.tensor(0.0)) + gradient.sum(0)
+        return total
+
+    def inner_products(self, directions: Mapping[nn.Parameter, Tensor]) -> Tensor:
+        """Return <c_i g_i, direction> over all parameters, float64 (n,).
+
+        Args:
+            directions: Parameter -> tensor of its shape; a parameter that is missing has direction 0.
+
+        Returns:
+            float64 (n,).
+        """
+        total = torch.zeros_like(self._leaf)
+        for entry in self._kept:
+            wanted = {
+                name: directions[p].to(entry.gy.dtype)
+                for name, p in entry.call.parameters.items()
+                if p in directions and p not in self._excluded
+            }
+            if wanted:
+                total += entry.call.rule.inner_products(entry.call.layer, entry.x, entry.gy, wanted)
+        for part, gradients in self._rerun():
+            for name, gradient in gradients.items():
+                if self._fallback[name] in directions:
+                    total[part] += sum_per_example(gradient * directions[self._fallback[name]])
+        return total
+
+    def weighted_square_sums(self, row_factors: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Yield sum_i (r_i c_i g_ij)^2 of every parameter, coordinate by coordinate.
+
+        Args:
+            row_factors: r_i, float64 (n,); 1/sqrt(c_i) makes it sum c_i g_ij^2.
+
+        Yields:
+            Parameter and float64 tensor of its shape.
+        """
+        for p, uses in self._uses.items():
+            total = torch.zeros_like(p, dtype=torch.float64)
+            for part, gradient in self._summed(p, uses):
+                total += _square_sum(gradient, row_factors[part])
+            yield p, total
+        sums: dict[str, Tensor] = {}
+        for part, gradients in self._rerun():
+            for name, gradient in gradients.items():
+                sums[name] = sums.get(name, torch.tensor(0.0)) + _square_sum(gradient, row_factors[part])
+        for name, total in sums.items():
+            yield self._fallback[name], total
+
+    def _summed(self, p: nn.Parameter, uses: list[tuple[KeptCall, str]]) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the per-example gradients of a parameter, added over its calls, a chunk at a time."""
+        for part in chunks(self.n, p.numel() * p.element_size()):
+            gradients = [
+                entry.call.rule.gradients(entry.call.layer, entry.x[part], entry.gy[part], {name})[name]
+                for entry, name in uses
+            ]
+            yield part, torch.stack(gradients).sum(0) if len(gradients) > 1 else gradients[0]
+
+    def _rerun(self) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        """Yield the fallback's per-example gradients, added over the model's calls."""
+        if not self._fallback:
+            return
+        streams = [rerun_gradients(self._model, self._fallback, call, self.n) for call in self._model_calls]
+        for pieces in zip(*streams, strict=True):
+            part = pieces[0][0]
+            yield (
+                part,
+                {name: sum((piece[1][name] for piece in pieces), torch.tensor(0.0)) for name in pieces[0][1]},
+            )
+
+
+def _square_sum(gradient: Tensor, row_factors: Tensor) -> Tensor:
+    """Return sum_i (r_i x_i)^2 over the first dimension, float64."""
+    rows = gradient.double() * row_factors.view(-1, *[1] * (gradient.dim() - 1))
+    return rows.square().sum(0)

@@ -1,0 +1,122 @@
+"""`GradientMeter`: measure in a training loop of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
+
+from torch import Tensor, nn
+
+from adadagrad.core.errors import StepError
+from adadagrad.core.records import GradientStatistics
+from adadagrad.core.reduction import CoordinateReduction
+from adadagrad.statistics.base import AbstractEstimator, Request
+from adadagrad.statistics.coverage import batch_coupled_module
+from adadagrad.statistics.micro_batch import MicroBatch
+from adadagrad.statistics.per_example import PerExample
+
+
+def choose_estimator(model: nn.Module) -> AbstractEstimator:
+    """Return what ``estimator="auto"`` means: `PerExample`, or `MicroBatch` where a module mixes examples.
+
+    Args:
+        model: The model to be measured.
+
+    Returns:
+        An estimator with its default settings.
+    """
+    return PerExample() if batch_coupled_module(model) is None else MicroBatch()
+
+
+class GradientMeter:
+    """Measure the gradient's noise inside the forward and backward that a loop runs anyway.
+
+    ``with meter:`` around the forward and backward of one whole batch under a mean-reduced loss; then
+    `statistics`, before clipping and before `zero_grad`. For accumulation over several micro-batches use
+    `micro_batch` with the weights. The gradients in `.grad` are not changed, and nothing stays on the model.
+
+    Args:
+        model: The module whose trainable parameters are measured.
+        estimator: `PerExample`, `MicroBatch`, or ``"auto"``.
+        inner_products: Also measure the inner-product variance, for the inner product tests.
+        coordinates: Also measure the coordinate ratio under this reduction.
+
+    Raises:
+        BatchCoupledModule: `PerExample` on a model with batch normalisation in training mode.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Linear(3, 1)
+        >>> meter = GradientMeter(model)
+        >>> with meter:
+        ...     model(torch.eye(3)).mean().backward()
+        >>> round(meter.statistics().variance_trace, 6)
+        1.0
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        estimator: AbstractEstimator | str = "auto",
+        *,
+        inner_products: bool = False,
+        coordinates: CoordinateReduction | None = None,
+    ) -> None:
+        chosen = choose_estimator(model) if isinstance(estimator, str) else estimator
+        self._instrument = chosen.open(model, Request(inner_products=inner_products, coordinates=coordinates))
+        self._context: AbstractContextManager[None] | None = None
+        self._open = False
+
+    def __enter__(self) -> GradientMeter:
+        if self._open:
+            raise StepError(
+                "the meter holds a measurement that was not read: call meter.statistics() before the next one, or "
+                "use meter.micro_batch(...) to accumulate several micro-batches"
+            )
+        self._context = self.micro_batch()
+        self._context.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._context is not None
+        context, self._context = self._context, None
+        if error is not None:
+            self._open = False
+        context.__exit__(kind, error, trace)
+
+    def micro_batch(
+        self, num_examples: int | None = None, coefficients: float | Sequence[float] | Tensor | None = None
+    ) -> AbstractContextManager[None]:
+        """Return the context of one micro-batch of an accumulated step.
+
+        Args:
+            num_examples: n, rows of the micro-batch; None reads it off the model's first tensor argument.
+            coefficients: c_i, the weight of each example in the accumulated gradient: 1 / b where the loss is
+                a mean over b examples in total. None means 1 / n.
+
+        Returns:
+            A context manager.
+
+        Raises:
+            LeftoverGradients: On entering the first one, where a gradient from before is still there.
+        """
+        self._open = True
+        return self._instrument.micro_batch(num_examples, coefficients)
+
+    def statistics(self, num_examples: int | None = None) -> GradientStatistics:
+        """Return the statistics of everything measured since the last call.
+
+        Args:
+            num_examples: b, examples averaged into `.grad`; None means the measured ones.
+
+        Returns:
+            The four numbers; V is NaN where fewer than two units were measured.
+
+        Raises:
+            InvalidMeasurement: Nothing was measured, or the measurement failed.
+        """
+        self._open = False
+        return self._instrument.finish(num_examples)

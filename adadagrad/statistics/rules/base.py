@@ -1,0 +1,117 @@
+"""What a rule is: how one call of one layer gives its share of every example's gradient."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Collection, Iterator, Mapping
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+CHUNK_BYTES = 1 << 22
+"""Most bytes of per-example gradients that exist at a time; a few megabytes stay in the cache of a CPU."""
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+class AbstractRule(abc.ABC, Generic[Layer]):
+    """Exact per-example statistics of a layer family, from a call's input and output gradient.
+
+    Letters: n examples, x the layer's input (n, ...), gy the gradient of the loss with respect to the layer's
+    output (n, ...), both with the examples first. `names` are the layer's own parameters that are wanted.
+    The loss may weight example i by c_i; then everything here is of c_i g_i.
+    """
+
+    @abc.abstractmethod
+    def gradients(self, layer: Layer, x: Tensor, gy: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        """Return every example's gradient of each wanted parameter, materialised.
+
+        Args:
+            layer: The module that was called.
+            x: Its input (n, ...).
+            gy: Its output's gradient (n, ...).
+            names: Wanted parameter names.
+
+        Returns:
+            name -> (n, *parameter shape).
+        """
+
+    @abc.abstractmethod
+    def square_norms(self, layer: Layer, x: Tensor, gy: Tensor, names: Collection[str]) -> Tensor:
+        r"""Return \|g_i\|^2 summed over the wanted parameters.
+
+        Args:
+            layer: The module that was called.
+            x: Its input (n, ...).
+            gy: Its output's gradient (n, ...).
+            names: Wanted parameter names.
+
+        Returns:
+            float64 (n,) [grad^2].
+        """
+
+    @abc.abstractmethod
+    def inner_products(self, layer: Layer, x: Tensor, gy: Tensor, directions: Mapping[str, Tensor]) -> Tensor:
+        """Return <g_i, direction>, without forming any g_i.
+
+        A layer that is linear in its parameters has <g_i, v> = <gy_i, the layer applied to x_i with v as its
+        parameters>.
+
+        Args:
+            layer: The module that was called.
+            x: Its input (n, ...).
+            gy: Its output's gradient (n, ...).
+            directions: name -> tensor of the parameter's shape; only these parameters count.
+
+        Returns:
+            float64 (n,).
+        """
+
+
+def sum_per_example(product: Tensor) -> Tensor:
+    """Sum everything but the first dimension, accumulated in float64.
+
+    Args:
+        product: (n, ...).
+
+    Returns:
+        float64 (n,).
+    """
+    return product.flatten(1).sum(1, dtype=torch.float64)
+
+
+def squares_per_example(values: Tensor) -> Tensor:
+    """Return the squared norm of every row.
+
+    Args:
+        values: (n, ...).
+
+    Returns:
+        float64 (n,); each row's norm is taken in the values' own precision (float32 at least), then squared.
+    """
+    wide = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    norms: Tensor = torch.linalg.vector_norm(wide.flatten(1), dim=1)
+    return norms.double().square()
+
+
+def chunks(n: int, bytes_per_example: int) -> Iterator[slice]:
+    """Cut n examples into slices whose materialised gradients fit into `CHUNK_BYTES`.
+
+    Args:
+        n: Number of examples.
+        bytes_per_example: Bytes of one example's materialised gradient.
+
+    Yields:
+        Slices that cover range(n) in order, at least one example each.
+    """
+    length = max(1, CHUNK_BYTES // max(1, bytes_per_example))
+    for start in range(0, n, length):
+        yield slice(start, min(n, start + length))
+
+
+def own_parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the trainable parameters that belong to the module itself, not to its children."""
+    return {
+        name: p for name, p in layer.named_parameters(recurse=False, remove_duplicate=False) if p.requires_grad
+    }

@@ -1,0 +1,54 @@
+r"""Embeddings: rows of the output gradient that meet at the same token add before they are squared.
+
+The gradient of example i has row v = sum of B_i[t] over positions t with token v. Rows are added per
+(example, token) pair, so no factor of the vocabulary enters: memory is that of the output gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from adadagrad.statistics.rules.base import AbstractRule, squares_per_example, sum_per_example
+
+
+class EmbeddingRule(AbstractRule[nn.Embedding]):
+    """Exact rule for `torch.nn.Embedding`; rows at `padding_idx` get no gradient and do not count."""
+
+    def gradients(self, layer: nn.Embedding, x: Tensor, gy: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        """Return (n, vocabulary, features); large: used in chunks, for tied weights and coordinates only."""
+        n, tokens, rows = _rows(layer, x, gy)
+        keys = torch.arange(n, device=x.device).repeat_interleave(tokens.shape[1]) * layer.num_embeddings
+        flat = rows.new_zeros(n * layer.num_embeddings, layer.embedding_dim)
+        flat.index_add_(0, keys + tokens.flatten(), rows.flatten(0, 1))
+        return {"weight": flat.view(n, layer.num_embeddings, layer.embedding_dim)}
+
+    def square_norms(self, layer: nn.Embedding, x: Tensor, gy: Tensor, names: Collection[str]) -> Tensor:
+        """Return the norms from one sum per (example, token) pair that occurs."""
+        n, tokens, rows = _rows(layer, x, gy)
+        keys = torch.arange(n, device=x.device).repeat_interleave(tokens.shape[1]) * layer.num_embeddings
+        pairs, where = torch.unique(keys + tokens.flatten(), return_inverse=True)
+        sums = rows.new_zeros(len(pairs), layer.embedding_dim).index_add_(0, where, rows.flatten(0, 1))
+        total = torch.zeros(n, dtype=torch.float64, device=x.device)
+        return total.index_add_(0, pairs // layer.num_embeddings, squares_per_example(sums))
+
+    def inner_products(
+        self, layer: nn.Embedding, x: Tensor, gy: Tensor, directions: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Return <rows of the output gradient, the direction's rows at the same tokens>."""
+        n, tokens, rows = _rows(layer, x, gy)
+        if "weight" not in directions:
+            return torch.zeros(n, dtype=torch.float64, device=x.device)
+        return sum_per_example(rows * directions["weight"][tokens])
+
+
+def _rows(layer: nn.Embedding, x: Tensor, gy: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Return n, tokens (n, T) and output gradients (n, T, features) with padding rows set to zero."""
+    n = len(x)
+    tokens = x.reshape(n, -1)
+    rows = gy.reshape(n, -1, layer.embedding_dim)
+    if layer.padding_idx is not None:
+        rows = rows.masked_fill((tokens == layer.padding_idx).unsqueeze(-1), 0.0)
+    return n, tokens, rows

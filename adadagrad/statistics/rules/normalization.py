@@ -1,0 +1,64 @@
+r"""LayerNorm, RMSNorm and GroupNorm: gain and shift act elementwise on the normalised input.
+
+With xhat the normalised input, the gain's gradient of example i is the sum of gy_i * xhat_i over positions, the
+shift's the sum of gy_i. These layers normalise each example alone, so per-example gradients exist (as they do
+not for BatchNorm in training mode).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adadagrad.statistics.rules.base import AbstractRule, squares_per_example, sum_per_example
+
+Normalization: TypeAlias = nn.LayerNorm | nn.RMSNorm | nn.GroupNorm
+
+
+class NormalizationRule(AbstractRule[nn.LayerNorm | nn.RMSNorm | nn.GroupNorm]):
+    """Exact rule for `torch.nn.LayerNorm`, `RMSNorm` and `GroupNorm`."""
+
+    def gradients(self, layer: Normalization, x: Tensor, gy: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        """Return gain and shift gradients (n, *parameter shape)."""
+        found = {}
+        if "weight" in names:
+            found["weight"] = _over_positions(layer, gy * _normalized(layer, x))
+        if "bias" in names:
+            found["bias"] = _over_positions(layer, gy)
+        return found
+
+    def square_norms(self, layer: Normalization, x: Tensor, gy: Tensor, names: Collection[str]) -> Tensor:
+        """Return the norms; the gradients of these small parameters are formed for all examples at once."""
+        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        for gradient in self.gradients(layer, x, gy, names).values():
+            total += squares_per_example(gradient)
+        return total
+
+    def inner_products(
+        self, layer: Normalization, x: Tensor, gy: Tensor, directions: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Return <gradient_i, direction> from the small per-example gradients themselves."""
+        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        for name, gradient in self.gradients(layer, x, gy, set(directions)).items():
+            total += sum_per_example(gradient * directions[name])
+        return total
+
+
+def _normalized(layer: Normalization, x: Tensor) -> Tensor:
+    """Return the layer's normalised input, without gain and shift."""
+    if isinstance(layer, nn.GroupNorm):
+        return F.group_norm(x, layer.num_groups, None, None, layer.eps)
+    if isinstance(layer, nn.RMSNorm):
+        return F.rms_norm(x, layer.normalized_shape, None, layer.eps)
+    return F.layer_norm(x, layer.normalized_shape, None, None, layer.eps)
+
+
+def _over_positions(layer: Normalization, values: Tensor) -> Tensor:
+    """Sum (n, ...) over all positions that share a parameter element."""
+    if isinstance(layer, nn.GroupNorm):
+        return values.reshape(len(values), values.shape[1], -1).sum(2)
+    return values.reshape(len(values), -1, *layer.normalized_shape).sum(1)

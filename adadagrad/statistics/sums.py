@@ -1,0 +1,105 @@
+r"""From sums over measured units to `GradientStatistics`: the closed forms, written once.
+
+Letters: unit i enters the gradient with weight c_i; C = sum c_i over the measured units, w_i = c_i / C,
+G = sum c_i g_i over the measured units, g the final mean gradient of the whole step. Then
+
+    V  = (sum w_i |g_i|^2 - |G/C|^2) / (1 - sum w_i^2)            unbiased, tr Sigma
+    Vp = (sum w_i p_i^2 - (sum w_i p_i)^2) / (1 - sum w_i^2)      p_i = <g_i, g>
+
+For equal weights these are the sample variances with n - 1. With every example measured G/C = g, and they are
+the formulas of the definition. Rounding can leave V slightly below zero; it is clamped there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from adadagrad.core.comm import sum_scalars
+
+
+@dataclass(slots=True)
+class WeightedSums:
+    """Sums over the measured units of one step; every unit is added once.
+
+    Args:
+        weight: C = sum c_i.
+        weight_sq: sum c_i^2.
+        squares: sum c_i |g_i|^2.
+        squares_sq: sum c_i |g_i|^4, for the standard error of V.
+        units: Number of units.
+        products: c_i and p_i of every unit, kept as tensors (n,) until Vp is formed.
+    """
+
+    weight: float = 0.0
+    weight_sq: float = 0.0
+    squares: float = 0.0
+    squares_sq: float = 0.0
+    units: int = 0
+    products: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def add(self, coefficients: Tensor, unit_squares: Tensor) -> None:
+        """Add units.
+
+        Args:
+            coefficients: c_i, float64 (n,); zero-weight rows are not units and are left out.
+            unit_squares: |g_i|^2, float64 (n,).
+        """
+        self.weight += float(coefficients.sum())
+        self.weight_sq += float(coefficients.square().sum())
+        self.squares += float((coefficients * unit_squares).sum())
+        self.squares_sq += float((coefficients * unit_squares.square()).sum())
+        self.units += int((coefficients != 0).sum())
+
+    def scaled(self, factor: float) -> WeightedSums:
+        """Return the sums for weights f c_i; the units' own gradients stay what they are."""
+        products = [(factor * c, p) for c, p in self.products]
+        f = factor
+        return WeightedSums(
+            f * self.weight, f * f * self.weight_sq, f * self.squares, f * self.squares_sq, self.units, products
+        )
+
+    def over_ranks(self) -> WeightedSums:
+        """Return the sums over the units of all ranks; products stay each rank's own."""
+        weight, weight_sq, squares, squares_sq, units = sum_scalars(
+            self.weight, self.weight_sq, self.squares, self.squares_sq, float(self.units)
+        )
+        return WeightedSums(weight, weight_sq, squares, squares_sq, int(units), self.products)
+
+    @property
+    def freedom(self) -> float:
+        """1 - sum w_i^2, the correction that makes a weighted variance unbiased; 0 for a single unit."""
+        if self.units < 2:
+            return 0.0
+        return 1 - self.weight_sq / self.weight**2
+
+    def variance_trace(self, group_norm_sq: float) -> float:
+        """Return V for the norm |G|^2 of the measured units' summed gradient; NaN for fewer than two units."""
+        if self.freedom <= 0:
+            return math.nan
+        mean_square = self.squares / self.weight
+        variance = (mean_square - group_norm_sq / self.weight**2) / self.freedom
+        return variance if math.isnan(variance) else max(variance, 0.0)
+
+    def variance_trace_error(self) -> float | None:
+        """Return the standard error of V from the spread of |g_i|^2; None for fewer than three units.
+
+        Our extension: V is close to a mean of |g_i - g|^2, whose spread is close to that of |g_i|^2 where
+        noise dominates.
+        """
+        if self.units < 3:
+            return None
+        mean = self.squares / self.weight
+        spread = max(self.squares_sq / self.weight - mean**2, 0.0) / self.freedom
+        return math.sqrt(spread * self.weight_sq / self.weight**2)
+
+    def inner_product_variance(self) -> float:
+        """Return Vp from the kept products of all ranks; NaN for fewer than two units."""
+        if self.freedom <= 0:
+            return math.nan
+        (total,) = sum_scalars(sum(float((c * p).sum()) for c, p in self.products))
+        mean = total / self.weight
+        (spread,) = sum_scalars(sum(float((c * (p - mean).square()).sum()) for c, p in self.products))
+        return spread / self.weight / self.freedom

@@ -1,0 +1,207 @@
+"""One row per layer or model that `PerExample` must count exactly: how to build it, its input for n examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, its input, and whether the fallback (with its warning) is expected to count a part of it."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    data: Callable[[int], Tensor]
+    fallback: bool = False
+
+
+class Twice(nn.Module):
+    """One Linear called twice, so that its two gradients add before they are squared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(torch.tanh(self.layer(x)))
+
+
+class Residual(nn.Module):
+    """Two convolutions with GroupNorm, in-place activations, a strided shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm1 = nn.GroupNorm(2, outputs)
+        self.second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norm2 = nn.GroupNorm(2, outputs)
+        self.short = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.first(x)), inplace=True)
+        return F.relu(self.norm2(self.second(y)) + self.short(x), inplace=True)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with a packed projection."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.qkv, self.out = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, d = x.shape
+        q, k, v = (z.view(n, t, self.heads, -1).transpose(1, 2) for z in self.qkv(x).chunk(3, dim=-1))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(y.transpose(1, 2).reshape(n, t, d))
+
+
+class GPT(nn.Module):
+    """A small GPT whose output head is the embedding; positions as asked."""
+
+    def __init__(self, positions: str = "none", vocabulary: int = 11, width: int = 8, length: int = 5) -> None:
+        super().__init__()
+        self.positions = positions
+        self.tokens = nn.Embedding(vocabulary, width)
+        if positions == "parameter":
+            self.table = nn.Parameter(torch.randn(1, length, width) * 0.1)
+        elif positions != "none":
+            self.table = nn.Embedding(length, width)
+        self.norm1, self.attention = nn.LayerNorm(width), Attention(width, 2)
+        self.norm2 = nn.RMSNorm(width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.head = nn.Linear(width, vocabulary, bias=False)
+        self.head.weight = self.tokens.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.tokens(ids)
+        t = ids.shape[1]
+        if self.positions == "parameter":
+            x = x + self.table[:, :t]
+        elif self.positions == "vector":
+            x = x + self.table(torch.arange(t))
+        elif self.positions == "row":
+            x = x + self.table(torch.arange(t).unsqueeze(0))
+        x = x + self.attention(self.norm1(x))
+        x = x + self.down(F.gelu(self.up(self.norm2(x))))
+        return self.head(x)
+
+
+class FunctionalTie(nn.Module):
+    """An embedding whose weight is also used by a functional call, where no tap can see it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.mix = nn.Embedding(7, 4), nn.Linear(4, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.linear(torch.tanh(self.mix(self.tokens(ids))), self.tokens.weight)
+
+
+class SequenceFirst(nn.Module):
+    """Layers that see (T, n, features)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.norm = nn.Linear(3, 4), nn.LayerNorm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.inner(x.transpose(0, 1))).tanh().transpose(0, 1)
+
+
+class Frozen(nn.Module):
+    """A frozen weight with a trainable bias, and a layer that is never used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.unused = nn.Linear(5, 6), nn.Linear(6, 3), nn.Linear(5, 5)
+        self.first.weight.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.first(x)))
+
+
+def _floats(*shape: int) -> Callable[[int], Tensor]:
+    return lambda n: torch.randn(n, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+
+
+def _ids(top: int, *shape: int) -> Callable[[int], Tensor]:
+    return lambda n: torch.randint(0, top, (n, *shape), generator=torch.Generator().manual_seed(n))
+
+
+def _one(
+    layer: Callable[[], nn.Module], *, before: Callable[[], nn.Module] | None = None
+) -> Callable[[], nn.Module]:
+    """A layer followed by an in-place activation, so that the tap's place in the graph is tested too."""
+    return lambda: nn.Sequential(*([before()] if before else []), layer(), nn.ReLU(inplace=True))
+
+
+CNN_LAYERS = (
+    lambda: nn.Conv2d(1, 4, 5, padding=2),
+    lambda: nn.ReLU(inplace=True),
+    lambda: nn.MaxPool2d(2),
+    lambda: nn.Conv2d(4, 6, 5, padding=2),
+    lambda: nn.ReLU(inplace=True),
+    lambda: nn.MaxPool2d(2),
+    lambda: nn.Flatten(),
+    lambda: nn.Linear(24, 3),
+)
+
+CASES = [
+    Case("linear", _one(lambda: nn.Linear(4, 3)), _floats(4)),
+    Case("linear without bias", _one(lambda: nn.Linear(4, 3, bias=False)), _floats(4)),
+    Case("linear, sequence, gram", _one(lambda: nn.Linear(40, 30)), _floats(3, 40)),
+    Case("linear, sequence, direct", _one(lambda: nn.Linear(4, 3)), _floats(9, 4)),
+    Case("linear, four dimensions", _one(lambda: nn.Linear(4, 3)), _floats(2, 5, 4)),
+    Case("conv1d", _one(lambda: nn.Conv1d(3, 4, 3)), _floats(3, 9)),
+    Case("conv1d, dilation, stride", _one(lambda: nn.Conv1d(3, 4, 3, 2, 2, 2)), _floats(3, 11)),
+    Case("conv2d", _one(lambda: nn.Conv2d(3, 4, 3)), _floats(3, 7, 6)),
+    Case(
+        "conv2d, groups, stride, padding",
+        _one(lambda: nn.Conv2d(4, 6, 3, (2, 1), (1, 2), groups=2)),
+        _floats(4, 7, 6),
+    ),
+    Case("conv2d, depthwise, dilation", _one(lambda: nn.Conv2d(4, 8, 3, dilation=2, groups=4)), _floats(4, 8, 7)),
+    Case("conv2d, same", _one(lambda: nn.Conv2d(2, 3, (3, 2), padding="same")), _floats(2, 6, 5)),
+    Case(
+        "conv2d, circular", _one(lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular")), _floats(2, 6, 5)
+    ),
+    Case("conv2d, stride leaves a rest", _one(lambda: nn.Conv2d(2, 3, 3, stride=2)), _floats(2, 8, 6)),
+    Case("conv3d", _one(lambda: nn.Conv3d(2, 4, (2, 3, 2), padding=(1, 0, 1), groups=2)), _floats(2, 4, 5, 4)),
+    Case("embedding", lambda: nn.Sequential(nn.Embedding(5, 3), nn.Tanh()), _ids(5, 8)),
+    Case("embedding, padding", lambda: nn.Sequential(nn.Embedding(5, 3, padding_idx=2), nn.Tanh()), _ids(5, 8)),
+    Case("embedding, one token", lambda: nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2)), _ids(5)),
+    Case("layer norm", _one(lambda: nn.LayerNorm(6), before=lambda: nn.Linear(6, 6)), _floats(6)),
+    Case("layer norm, two dimensions", _one(lambda: nn.LayerNorm((3, 4))), _floats(5, 3, 4)),
+    Case("rms norm", _one(lambda: nn.RMSNorm(6)), _floats(4, 6)),
+    Case("group norm", _one(lambda: nn.GroupNorm(2, 4)), _floats(4, 3, 3)),
+    Case("group norm, no positions", _one(lambda: nn.GroupNorm(2, 4)), _floats(4)),
+    Case("called twice", Twice, _floats(6)),
+    Case("called twice, sequence", Twice, _floats(3, 6)),
+    Case("frozen weight, unused layer", Frozen, _floats(5)),
+    Case("cnn", lambda: nn.Sequential(*(layer() for layer in CNN_LAYERS)), _floats(1, 8, 8)),
+    Case("residual", lambda: nn.Sequential(Residual(3, 4, 1), Residual(4, 6, 2)), _floats(3, 6, 6)),
+    Case("gpt, tied", GPT, _ids(11, 5)),
+    Case("gpt, position parameter", lambda: GPT("parameter"), _ids(11, 5), fallback=True),
+    Case("gpt, position ids of one row", lambda: GPT("row"), _ids(11, 5), fallback=True),
+    Case("gpt, position ids as a vector", lambda: GPT("vector"), _ids(11, 5), fallback=True),
+    Case("functional tie", FunctionalTie, _ids(7, 3), fallback=True),
+    Case("sequence first", SequenceFirst, _floats(4, 3)),
+    Case("transposed convolution", _one(lambda: nn.ConvTranspose2d(2, 3, 3)), _floats(2, 4, 4), fallback=True),
+    Case("weight norm", lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), _floats(4), fallback=True),
+]
+
+
+def losses(model: nn.Module, x: Tensor, start: int = 0) -> Tensor:
+    """One loss per example; `start` is the number of the first one, on which its target depends."""
+    y = model(x).flatten(1)
+    target = (
+        torch.linspace(-1, 1, y.shape[1], dtype=y.dtype)
+        + torch.arange(start, start + len(y)).to(y).unsqueeze(1) / 3
+    )
+    return (y - target).square().sum(1)
