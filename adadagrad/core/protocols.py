@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Protocol
 
 from adadagrad.core.records import Observation
+from adadagrad.core.reduction import CoordinateReduction
 
 
 class BatchSizePolicy(Protocol):
@@ -15,6 +16,16 @@ class BatchSizePolicy(Protocol):
 
     monotone: ClassVar[bool]
     """Whether the batch may only grow under this policy, where `Bounds.monotone` is None."""
+
+    @property
+    def coordinate_reduction(self) -> CoordinateReduction | None:
+        """How V_j / g_j^2 is reduced over coordinates; None for a policy that does not read that ratio."""
+        ...
+
+    @property
+    def threshold(self) -> float | None:
+        """Right side of the test: it passes where threshold * requested / b does not exceed it. None without one."""
+        ...
 
     def required_batch_size(self, observation: Observation) -> float:
         """Return the batch size asked for, in examples, neither rounded nor bounded."""

@@ -47,9 +47,7 @@ def inner_product(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     if not left:
         return torch.zeros((), dtype=torch.float64)
     pairs = zip(left, right, strict=True)
-    products = [
-        torch.linalg.vecdot(a.detach().double().flatten(), b.detach().double().flatten()) for a, b in pairs
-    ]
+    products = [torch.linalg.vecdot(a.detach().double().flatten(), b.detach().double().flatten()) for a, b in pairs]
     return torch.stack(products).sum()
 
 

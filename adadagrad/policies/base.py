@@ -1,0 +1,91 @@
+"""What every batch size policy offers: a record in, a number of examples out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from adadagrad.core.errors import InvalidArgument
+from adadagrad.core.records import Observation
+from adadagrad.core.reduction import CoordinateReduction
+
+
+class AbstractPolicy(ABC):
+    """A rule that answers "how many examples should the next step average?".
+
+    A policy is a frozen dataclass without state, and pure: the same observation gives the same answer in every
+    process, so that all ranks agree without a message. It neither rounds nor bounds its answer, and it lets
+    division by zero give infinity or NaN; what those mean is decided once, in `adadagrad.policies.bounds`.
+
+    To add one: a file with the formula, and one row in ``tests/policies/cases.py``.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True, slots=True)
+        ... class Double(AbstractPolicy):
+        ...     needs: ClassVar[frozenset[str]] = frozenset()
+        ...     monotone: ClassVar[bool] = True
+        ...     def required_batch_size(self, observation: Observation) -> float:
+        ...         return 2.0 * (observation.global_batch_size or 1)
+        >>> Double().required_batch_size(Observation(global_batch_size=8))
+        16.0
+    """
+
+    __slots__ = ()
+
+    needs: ClassVar[frozenset[str]]
+    """Names of the `GradientStatistics` fields that it reads; empty for a schedule, which costs nothing."""
+
+    monotone: ClassVar[bool]
+    """Whether the batch may only grow under this policy, where `Bounds.monotone` is None."""
+
+    @property
+    def coordinate_reduction(self) -> CoordinateReduction | None:
+        """How V_j / g_j^2 is to be reduced over coordinates; None for a policy that does not read that ratio."""
+        return None
+
+    @property
+    def threshold(self) -> float | None:
+        """Right side of the test: it passes where threshold * requested / b does not exceed it. None without a test."""
+        return None
+
+    @abstractmethod
+    def required_batch_size(self, observation: Observation) -> float:
+        """Return the batch size asked for, in examples, neither rounded nor bounded.
+
+        Args:
+            observation: What the step just taken has shown.
+
+        Returns:
+            A batch size in examples over all ranks; NaN or infinite where the formula has no finite value.
+        """
+
+    def measured(self, observation: Observation, *names: str) -> tuple[float, ...]:
+        """Read gradient statistics by name, and say which one is missing.
+
+        Args:
+            observation: What the policy was given.
+            *names: Fields or properties of `GradientStatistics`.
+
+        Returns:
+            The values in the order of `names`, in the units of the record.
+
+        Raises:
+            InvalidArgument: There is no measurement, or one of the fields is None.
+        """
+        policy = type(self).__name__
+        gradient = observation.gradient
+        if gradient is None:
+            raise InvalidArgument(
+                f"{policy} needs observation.gradient, got None: "
+                f"measure {', '.join(sorted(self.needs))} in this step or do not ask the policy"
+            )
+        values: list[float] = []
+        for name in names:
+            value: float | None = getattr(gradient, name)
+            if value is None:
+                raise InvalidArgument(
+                    f"{policy} needs observation.gradient.{name}, got None: use an estimator that measures it"
+                )
+            values.append(value)
+        return tuple(values)
