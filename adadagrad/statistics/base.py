@@ -14,6 +14,10 @@ from adadagrad.core.records import GradientStatistics
 from adadagrad.core.reduction import CoordinateReduction
 from adadagrad.statistics.planner import StepSize
 
+Coefficients = float | Sequence[float] | Tensor | Callable[[], "float | Tensor"] | None
+"""c_i, the weight with which example i enters the gradient that is being built: one number, or one per example
+(n,), or a function that gives either once the backward has run. None means 1 / n, a mean-reduced loss."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
@@ -43,14 +47,13 @@ class AbstractInstrument(abc.ABC):
 
     @abc.abstractmethod
     def micro_batch(
-        self, num_examples: int | None = None, coefficients: float | Sequence[float] | Tensor | None = None
+        self, num_examples: int | None = None, coefficients: Coefficients = None
     ) -> AbstractContextManager[None]:
         """Return a context for the forward and backward of one measured micro-batch.
 
         Args:
             num_examples: n, rows of the micro-batch; None reads it off the model's first tensor argument.
-            coefficients: c_i, the weight with which example i enters the gradient that is being built: one
-                number, or one per example (n,). None means 1 / n, a mean-reduced loss.
+            coefficients: c_i; see `Coefficients`.
 
         Returns:
             A context manager; leaving it reads off the statistic.

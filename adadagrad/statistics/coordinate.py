@@ -64,8 +64,7 @@ def reduce_ratio(
     """
     if reduction.kind == "blocks":
         pairs = [
-            (float(v.double().sum()), float(g.double().square().sum()))
-            for v, g in zip(variances, means, strict=True)
+            (float(v.double().sum()), float(g.double().square().sum())) for v, g in zip(variances, means, strict=True)
         ]
         ratios = [quotient(v, s) for v, s in pairs if v > 0 or s > 0]
         return max(ratios, default=0.0)
@@ -84,9 +83,7 @@ def reduce_ratio(
     return float(ratios_j.kthvalue(rank).values)
 
 
-def coordinate_variances(
-    square_sums: Sequence[Tensor], group: Sequence[Tensor], sums: WeightedSums
-) -> list[Tensor]:
+def coordinate_variances(square_sums: Sequence[Tensor], group: Sequence[Tensor], sums: WeightedSums) -> list[Tensor]:
     """Return V_j = (sum w_i g_ij^2 - (G_j / C)^2) / (1 - sum w_i^2), after adding the sums over ranks.
 
     Args:
@@ -113,9 +110,7 @@ def _weighted_ratio(
 ) -> float | None:
     """Return sum w_j V_j / sum w_j g_j^2; coordinates without a second moment have no preconditioned step."""
     if second_moments is None:
-        raise InvalidArgument(
-            'reduction="weighted" needs an optimizer with second moments: Adagrad, Adam or AdamW'
-        )
+        raise InvalidArgument('reduction="weighted" needs an optimizer with second moments: Adagrad, Adam or AdamW')
     noise = signal = 0.0
     for variance, mean, moment in zip(variances, means, second_moments, strict=True):
         if moment is None:

@@ -34,9 +34,7 @@ def refuse_batch_coupled(model: nn.Module) -> None:
 def batch_coupled_module(model: nn.Module) -> str | None:
     """Return name and class of the first module that normalises over the batch, None if there is none."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
-            module.training or module.running_mean is None
-        ):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
             return f"{name or 'the model'} ({type(module).__name__})"
     return None
 

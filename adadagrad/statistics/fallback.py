@@ -127,9 +127,7 @@ class _Rerun:
     def _one(self, inputs: list[Tensor], gradients: list[Tensor]) -> dict[str, Tensor]:
         """Return the gradients of one example, given without batch dimension."""
         rows = iter(inputs)
-        filled = [
-            next(rows).unsqueeze(0) if b else leaf for leaf, b in zip(self.leaves, self.batched, strict=True)
-        ]
+        filled = [next(rows).unsqueeze(0) if b else leaf for leaf, b in zip(self.leaves, self.batched, strict=True)]
         args, kwargs = tree_unflatten(filled, self.spec)
 
         def outputs(wanted: dict[str, Tensor]) -> tuple[Tensor, ...]:

@@ -114,9 +114,7 @@ class Layout:
             found.clear()
         with _untouched(model), torch.no_grad():
             for last in (0, 1) if n > 1 else (0,):
-                longer_args, longer_kwargs = tree_map(
-                    lambda leaf, row=last: _lengthened(leaf, n, row), (args, kwargs)
-                )
+                longer_args, longer_kwargs = tree_map(lambda leaf, row=last: _lengthened(leaf, n, row), (args, kwargs))
                 try:
                     with torch.random.fork_rng(devices=_cuda_devices(model)):
                         outputs.append(forward(*longer_args, **longer_kwargs))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 
-from torch import Tensor, nn
+from torch import nn
 
 from adadagrad.core.errors import StepError
 from adadagrad.core.records import GradientStatistics
 from adadagrad.core.reduction import CoordinateReduction
-from adadagrad.statistics.base import AbstractEstimator, Request
+from adadagrad.statistics.base import AbstractEstimator, Coefficients, Request
 from adadagrad.statistics.coverage import batch_coupled_module
 from adadagrad.statistics.micro_batch import MicroBatch
 from adadagrad.statistics.per_example import PerExample
@@ -88,7 +87,7 @@ class GradientMeter:
         context.__exit__(kind, error, trace)
 
     def micro_batch(
-        self, num_examples: int | None = None, coefficients: float | Sequence[float] | Tensor | None = None
+        self, num_examples: int | None = None, coefficients: Coefficients = None
     ) -> AbstractContextManager[None]:
         """Return the context of one micro-batch of an accumulated step.
 

@@ -2,25 +2,13 @@ r"""`MicroBatch`: the micro-batches of one step as units; right for every model,
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from adadagrad.core.checks import check_integer
-from adadagrad.core.errors import InvalidArgument, InvalidMeasurement
-from adadagrad.core.records import GradientStatistics
-from adadagrad.core.vectors import inner_product, squared_norm
-from adadagrad.statistics.base import AbstractEstimator, AbstractInstrument, Request
-from adadagrad.statistics.coordinate import reduce_ratio
-from adadagrad.statistics.coverage import refuse_leftovers
-from adadagrad.statistics.planner import RATES, LayerSize, StepSize, plain_seconds
+from adadagrad.statistics.base import AbstractEstimator, Request
+from adadagrad.statistics.unit_instrument import UnitInstrument
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +33,7 @@ class MicroBatch(AbstractEstimator):
     extension; derived). Differs from the paper: units of unequal size are weighted by their size.
 
     Example:
+        >>> import torch
         >>> from adadagrad.statistics.base import Request
         >>> model = nn.Linear(1, 1, bias=False)
         >>> instrument = MicroBatch().open(model, Request())
@@ -60,7 +49,7 @@ class MicroBatch(AbstractEstimator):
     def __post_init__(self) -> None:
         check_integer(2, units=self.units)
 
-    def open(self, model: nn.Module, request: Request) -> MicroBatchInstrument:
+    def open(self, model: nn.Module, request: Request) -> UnitInstrument:
         """Go to work on a model.
 
         Args:
@@ -70,200 +59,4 @@ class MicroBatch(AbstractEstimator):
         Returns:
             The instrument.
         """
-        return MicroBatchInstrument(model, request)
-
-
-@dataclass(slots=True)
-class _Unit:
-    """One micro-batch: n_k, C_k = sum c_i, |C_k u_k|^2, and the gradients C_k u_k where they are needed."""
-
-    num_examples: int
-    weight: float
-    norm_sq: Tensor
-    gradients: dict[nn.Parameter, Tensor]
-
-
-@dataclass(slots=True)
-class _Step:
-    units: list[_Unit] = field(default_factory=list)
-    square_sums: dict[nn.Parameter, Tensor] = field(default_factory=dict)  # sum n_k u_kj^2, float64
-    group_norm_sq: float | None = None
-    group: dict[nn.Parameter, Tensor] = field(default_factory=dict)
-    failure: Exception | None = None
-
-
-class MicroBatchInstrument(AbstractInstrument):
-    """`MicroBatch` at work on one model; see `AbstractInstrument` for the order of calls.
-
-    Args:
-        model: The model.
-        request: The numbers wanted.
-    """
-
-    def __init__(self, model: nn.Module, request: Request) -> None:
-        self.model, self.request, self.seconds = model, request, 0.0
-        self._step: _Step | None = None
-
-    @contextmanager
-    def micro_batch(
-        self, num_examples: int | None = None, coefficients: float | Sequence[float] | Tensor | None = None
-    ) -> Iterator[None]:
-        """Take the gradient that the backward inside produces as one unit; see `AbstractInstrument`.
-
-        Raises:
-            InvalidArgument: `num_examples` is missing.
-        """
-        if num_examples is None:
-            raise InvalidArgument("num_examples must be given: how many examples this micro-batch averages")
-        parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        if self._step is None:
-            refuse_leftovers(parameters)
-            self._step = _Step()
-        gradients: dict[nn.Parameter, Tensor] = {}
-        twice: set[nn.Parameter] = set()
-        hooks = [
-            p.register_hook(partial(_receive, gradients, twice, p))  # type: ignore[no-untyped-call]
-            for p in parameters.values()
-        ]
-        try:
-            yield
-        except BaseException:
-            self.discard()
-            raise
-        finally:
-            for hook in hooks:
-                hook.remove()
-        started = time.perf_counter()
-        if twice or not gradients:
-            reason = "several backward passes ran" if twice else "no backward ran"
-            self._step.failure = InvalidMeasurement(
-                f"{reason} in one measured micro-batch: run one, on the added losses"
-            )
-        else:
-            weight = _total_weight(coefficients, num_examples)
-            self._add(self._step, gradients, num_examples, weight)
-        self.seconds += time.perf_counter() - started
-
-    def close_group(self) -> None:
-        """Note the measured part's gradient before other micro-batches add to it."""
-        if self._step is None:
-            return
-        gradients = self._gradients()
-        self._step.group_norm_sq = float(squared_norm(list(gradients.values())))
-        if self.request.coordinates is not None:
-            self._step.group = {p: gradient.detach().clone() for p, gradient in gradients.items()}
-
-    def finish(
-        self, num_examples: int | None = None, weight_sq_sum: float | None = None, scale: float = 1.0
-    ) -> GradientStatistics:
-        """Return the statistics of the step; see `AbstractInstrument.finish`.
-
-        Raises:
-            InvalidMeasurement: No micro-batch was measured, or the measurement failed.
-        """
-        started = time.perf_counter()
-        step, self._step = self._step, None
-        if step is None:
-            raise InvalidMeasurement("nothing was measured: run forward and backward inside the measurement first")
-        if step.failure is not None:
-            raise step.failure
-        with torch.no_grad():
-            statistics = self._statistics(step, num_examples, weight_sq_sum, scale)
-        self.seconds += time.perf_counter() - started
-        return statistics
-
-    def discard(self) -> None:
-        """Forget the step in progress."""
-        self._step = None
-
-    def costs(self, step: StepSize, device: str) -> tuple[float, float]:
-        """Return the modelled costs; see `AbstractInstrument.costs`. Positions are not known and count as 1."""
-        layers = [LayerSize(p.numel(), 1, 0) for p in self.model.parameters() if p.requires_grad]
-        rates = RATES.get(device, RATES["cuda"])
-        read = sum(4 * layer.weights for layer in layers) / rates.bytes + 2 * rates.call * len(layers)
-        return plain_seconds(layers, step, device), read * (step.measured_micro_batches + 1)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: there is nothing to learn about the model."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over nothing."""
-
-    def _gradients(self) -> dict[nn.Parameter, Tensor]:
-        return {p: p.grad for p in self.model.parameters() if p.requires_grad and p.grad is not None}
-
-    def _add(self, step: _Step, gradients: dict[nn.Parameter, Tensor], n: int, weight: float) -> None:
-        kept = gradients if self.request.inner_products else {}
-        step.units.append(_Unit(n, weight, squared_norm(list(gradients.values())), kept))
-        if self.request.coordinates is not None:
-            for p, gradient in gradients.items():
-                square = (gradient.double() / weight).square() * n
-                step.square_sums[p] = step.square_sums.get(p, 0) + square
-
-    def _statistics(
-        self, step: _Step, num_examples: int | None, weight_sq_sum: float | None, scale: float
-    ) -> GradientStatistics:
-        gradients = self._gradients()
-        s = float(squared_norm(list(gradients.values())))
-        units, total = step.units, sum(unit.num_examples for unit in step.units)
-        weight = sum(unit.weight for unit in units)
-        # The mean gradient over the measured units: .grad itself (scaled since), or the noted part of it.
-        divisor = weight * (scale if step.group_norm_sq is None else 1.0)
-        mean_sq = (s if step.group_norm_sq is None else step.group_norm_sq) / divisor**2
-        squares = sum(unit.num_examples * float(unit.norm_sq) / unit.weight**2 for unit in units)
-        freedom = len(units) - 1
-        variance = max(squares - total * mean_sq, 0.0) / freedom if freedom > 0 else math.nan
-        inner = self._inner_product_variance(units, gradients) if self.request.inner_products else None
-        ratio = None
-        if self.request.coordinates is not None and freedom > 0:
-            group = step.group or gradients
-            order = list(step.square_sums)
-            means = [group[p].double() / divisor for p in order]
-            q = [step.square_sums[p] for p in order]
-            spread = [((a - total * m.square()) / freedom).clamp_(min=0) for a, m in zip(q, means, strict=True)]
-            moment = self.request.second_moment
-            moments = None if moment is None else [moment(p) for p in order]
-            ratio = reduce_ratio(spread, [gradients[p] for p in order], self.request.coordinates, moments)
-        return GradientStatistics(
-            num_examples=num_examples if num_examples is not None else total,
-            grad_norm_sq=s,
-            variance_trace=variance,
-            inner_product_variance=inner,
-            coordinate_ratio=ratio,
-            num_units=len(units),
-            kind="micro_batch",
-            weight_sq_sum=weight_sq_sum,
-        )
-
-    def _inner_product_variance(self, units: list[_Unit], gradients: dict[nn.Parameter, Tensor]) -> float:
-        """Return sum n_k (p_k - pbar)^2 / (K - 1) with p_k = <u_k, g>; our extension, derived."""
-        if len(units) < 2:
-            return math.nan
-        products = []
-        for unit in units:
-            shared = [p for p in unit.gradients if p in gradients]
-            product = inner_product([unit.gradients[p] for p in shared], [gradients[p] for p in shared])
-            products.append(float(product) / unit.weight)
-        total = sum(unit.num_examples for unit in units)
-        mean = sum(unit.num_examples * p for unit, p in zip(units, products, strict=True)) / total
-        spread = sum(unit.num_examples * (p - mean) ** 2 for unit, p in zip(units, products, strict=True))
-        return spread / (len(units) - 1)
-
-
-def _receive(
-    gradients: dict[nn.Parameter, Tensor], twice: set[nn.Parameter], p: nn.Parameter, gradient: Tensor
-) -> None:
-    """Take in a parameter's gradient of this backward, before it is added to `.grad`."""
-    if p in gradients:
-        twice.add(p)
-    gradients[p] = gradient.detach()
-
-
-def _total_weight(coefficients: float | Sequence[float] | Tensor | None, n: int) -> float:
-    """Return C_k = sum c_i."""
-    if coefficients is None:
-        return 1.0
-    if isinstance(coefficients, int | float):
-        return n * float(coefficients)
-    return float(torch.as_tensor(coefficients, dtype=torch.float64).sum())
+        return UnitInstrument(model, request)

@@ -112,6 +112,4 @@ def chunks(n: int, bytes_per_example: int) -> Iterator[slice]:
 
 def own_parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
     """Return the trainable parameters that belong to the module itself, not to its children."""
-    return {
-        name: p for name, p in layer.named_parameters(recurse=False, remove_duplicate=False) if p.requires_grad
-    }
+    return {name: p for name, p in layer.named_parameters(recurse=False, remove_duplicate=False) if p.requires_grad}

@@ -43,9 +43,7 @@ class ConvolutionRule(AbstractRule[nn.Conv1d | nn.Conv2d | nn.Conv3d]):
                 total[part] += squares_per_example(_weight_gradients(layer, inputs[part], padding, gy[part]))
         return total
 
-    def inner_products(
-        self, layer: Convolution, x: Tensor, gy: Tensor, directions: Mapping[str, Tensor]
-    ) -> Tensor:
+    def inner_products(self, layer: Convolution, x: Tensor, gy: Tensor, directions: Mapping[str, Tensor]) -> Tensor:
         """Return <gy_i, the convolution of x_i with the directions as its parameters>."""
         weight, bias = directions.get("weight"), directions.get("bias")
         total = torch.zeros(len(x), dtype=torch.float64, device=x.device)

@@ -34,9 +34,7 @@ class EmbeddingRule(AbstractRule[nn.Embedding]):
         total = torch.zeros(n, dtype=torch.float64, device=x.device)
         return total.index_add_(0, pairs // layer.num_embeddings, squares_per_example(sums))
 
-    def inner_products(
-        self, layer: nn.Embedding, x: Tensor, gy: Tensor, directions: Mapping[str, Tensor]
-    ) -> Tensor:
+    def inner_products(self, layer: nn.Embedding, x: Tensor, gy: Tensor, directions: Mapping[str, Tensor]) -> Tensor:
         """Return <rows of the output gradient, the direction's rows at the same tokens>."""
         n, tokens, rows = _rows(layer, x, gy)
         if "weight" not in directions:

@@ -38,9 +38,7 @@ class NormalizationRule(AbstractRule[nn.LayerNorm | nn.RMSNorm | nn.GroupNorm]):
             total += squares_per_example(gradient)
         return total
 
-    def inner_products(
-        self, layer: Normalization, x: Tensor, gy: Tensor, directions: Mapping[str, Tensor]
-    ) -> Tensor:
+    def inner_products(self, layer: Normalization, x: Tensor, gy: Tensor, directions: Mapping[str, Tensor]) -> Tensor:
         """Return <gradient_i, direction> from the small per-example gradients themselves."""
         total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         for name, gradient in self.gradients(layer, x, gy, set(directions)).items():

@@ -1,0 +1,385 @@
+"""`AdaptiveBatch`: a training loop whose batch size follows what its gradient shows."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from adadagrad.batching import Assembler, make_plan, make_source
+from adadagrad.checkpoint import load_checkpoint, random_states, save_checkpoint, set_random_states
+from adadagrad.core.checks import check_choice, check_integer, check_positive
+from adadagrad.core.errors import InvalidArgument, NonFiniteGradient, StepError
+from adadagrad.core.protocols import BatchSizePolicy, LearningRateSchedule
+from adadagrad.core.records import Decision, GradientStatistics, Observation
+from adadagrad.core.settings import Bounds, Measure
+from adadagrad.engine.arguments import check_types, first_batch, largest_batch, sample_budget
+from adadagrad.engine.deciding import decide, is_final
+from adadagrad.engine.gradients import Gradients, is_finite
+from adadagrad.engine.learning_rate import LearningRate
+from adadagrad.engine.measuring import Measuring
+from adadagrad.engine.run_log import RunLog, start_record, step_record
+from adadagrad.engine.step import Step
+from adadagrad.policies.bounds import check_bounds
+
+MAX_SKIPPED = 50
+"""Steps skipped in a row after which a run that never becomes finite again is stopped."""
+
+
+class AdaptiveBatch:
+    r"""Train with a batch size that each measured step may change.
+
+    Iterating yields one `Step` per optimizer step until `total_samples` have been used. The gradient that the
+    optimizer sees is the mean over exactly the planned examples, however they are split into micro-batches; a
+    new batch size takes effect at the next step, with the same data workers.
+
+    Args:
+        model: The module to train. Batches are moved to the device of its first parameter.
+        optimizer: Any torch optimizer over exactly the model's trainable parameters.
+        data: A map-style data set (shuffled), or a DataLoader (its workers, collation and shuffling are used, its
+            batch size is not).
+        policy: What asks for batch sizes, for example ``NormTest(eta=0.25)``.
+        global_batch_size: Examples in the first step; None is 64, or what a schedule says.
+        max_batch_size: Largest batch; None, and anything larger, is the size of the data set.
+        micro_batch_size: Most examples in one forward, the bound on memory; also the workers' chunk.
+        total_samples: Examples to train on in total.
+        epochs: Instead of `total_samples`: that many times the data set.
+        measure: How, how often and on how many examples noise is measured. None measures what the policy needs.
+        bounds: What may become of a requested size; see `Bounds`.
+        lr_schedule: Factor on every group's initial learning rate as a function of samples, for example
+            `CosineSchedule`. No other scheduler may own the learning rate then.
+        max_grad_norm: Clip the gradient to this norm, after the statistics; None does not clip.
+        on_nonfinite: ``"skip"`` leaves out the update of a step whose loss or gradient is not finite,
+            ``"stop"`` raises `NonFiniteGradient` before it.
+        epoch_boundary: ``"cross"`` lets a batch span two epochs; ``"short"`` cuts it at the end of the epoch,
+            and a cut batch decides nothing.
+        seed: Seeds the order of the data and its random augmentation; not the model.
+        log_dir: Directory for ``run.jsonl`` and checkpoints; None writes nothing.
+        checkpoint_every: Save ``log_dir/checkpoint.pt`` whenever so many samples have been seen since the last.
+
+    Raises:
+        InvalidArgument: An argument is out of range or contradicts another one; the message names both.
+
+    Example:
+        >>> import torch, adadagrad as ada
+        >>> data = torch.utils.data.TensorDataset(torch.randn(512, 4), torch.randn(512, 1))
+        >>> model = torch.nn.Linear(4, 1)
+        >>> optimizer = torch.optim.Adagrad(model.parameters(), lr=0.1)
+        >>> engine = ada.AdaptiveBatch(model, optimizer, data, ada.NormTest(eta=0.5), total_samples=2048)
+        >>> for step in engine:
+        ...     step.run(lambda batch: (model(batch[0]) - batch[1]).square().mean())
+        ...     decision = step.update()
+        >>> engine.samples_seen
+        2048
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        data: Any,
+        policy: BatchSizePolicy,
+        *,
+        global_batch_size: int | None = None,
+        max_batch_size: int | None = None,
+        micro_batch_size: int = 256,
+        total_samples: int | None = None,
+        epochs: float | None = None,
+        measure: Measure | None = None,
+        bounds: Bounds | None = None,
+        lr_schedule: LearningRateSchedule | None = None,
+        max_grad_norm: float | None = None,
+        on_nonfinite: Literal["skip", "stop"] = "skip",
+        epoch_boundary: Literal["cross", "short"] = "cross",
+        seed: int = 0,
+        log_dir: str | os.PathLike[str] | None = None,
+        checkpoint_every: int | None = None,
+    ) -> None:
+        check_types(model, optimizer, policy)
+        check_integer(1, micro_batch_size=micro_batch_size)
+        check_choice("on_nonfinite", on_nonfinite, ("skip", "stop"))
+        check_choice("epoch_boundary", epoch_boundary, ("cross", "short"))
+        if max_grad_norm is not None:
+            check_positive(max_grad_norm=max_grad_norm)
+        if checkpoint_every is not None:
+            check_integer(1, checkpoint_every=checkpoint_every)
+            if log_dir is None:
+                raise InvalidArgument("checkpoint_every needs log_dir, the directory to save in")
+        self.model, self.optimizer, self.policy = model, optimizer, policy
+        self.bounds = Bounds() if bounds is None else bounds
+        self.micro_batch_size, self.max_grad_norm, self.seed = micro_batch_size, max_grad_norm, seed
+        self.on_nonfinite, self.epoch_boundary = on_nonfinite, epoch_boundary
+        self._assembler = Assembler(make_source(data, seed=seed, chunk_size=micro_batch_size))
+        self.dataset_size = self._assembler.source.order.size
+        self.total_samples = sample_budget(total_samples, epochs, self.dataset_size)
+        self._assembler.source.stop = self.total_samples
+        if max_batch_size is not None and global_batch_size is not None:
+            check_bounds(self.bounds, global_batch_size=global_batch_size, max_batch_size=max_batch_size)
+        self.max_batch_size = largest_batch(max_batch_size, self.dataset_size, self.total_samples)
+        self.global_batch_size = first_batch(policy, global_batch_size, self.max_batch_size, self.bounds)
+        self._gradients = Gradients(model, optimizer)
+        self.learning_rate = LearningRate(optimizer, lr_schedule, self.total_samples)
+        self.measuring = Measuring(model, optimizer, policy, measure)
+        if self.measuring.enabled and policy.needs and self.global_batch_size < self.measuring.smallest_batch:
+            raise InvalidArgument(
+                f"global_batch_size must be >= {self.measuring.smallest_batch} for {self.measuring.estimator!r} to "
+                f"measure any noise, got {self.global_batch_size}"
+            )
+        self.samples_seen = self.samples_drawn = self.steps = self.skipped = 0
+        self.seconds = 0.0
+        self._skipped_in_a_row = 0
+        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._started = time.perf_counter()
+        self._begun = False
+        self._step: Step | None = None
+        self._log = RunLog(log_dir)
+        self._checkpoint_every, self._last_checkpoint = checkpoint_every, 0
+        self._checkpoint_path = None if log_dir is None else Path(log_dir) / "checkpoint.pt"
+
+    def __iter__(self) -> Iterator[Step]:
+        """Yield one step after the other until the budget of samples is used.
+
+        Yields:
+            The step to run and update. Leaving the loop in the middle of a step undoes the step: its examples
+            come again.
+
+        Raises:
+            StepError: The last step was not updated.
+        """
+        if not self._begun:
+            self._begun = True
+            self._log.write("start", start_record(self))
+        try:
+            while self.samples_seen < self.total_samples:
+                self._started = time.perf_counter()
+                self._gradients.refuse_leftovers()
+                self.learning_rate.set(self.samples_seen)
+                self._step = self._next_step()
+                yield self._step
+                if not self._step.finished:
+                    raise StepError("a step was left without update: call step.update() before the next step")
+                self._step = None
+            record = {"samples_seen": self.samples_seen, "samples_drawn": self.samples_drawn, "steps": self.steps}
+            self._log.write("end", {**record, "skipped": self.skipped, **self._times()})
+        finally:
+            self._abandon()
+            self._assembler.source.close()
+            self._log.close()
+
+    def micro_batches(self, sizes: tuple[int, ...]) -> Iterator[Any]:
+        """Yield the next examples of the stream on the model's device; for `Step`.
+
+        Args:
+            sizes: Examples in each micro-batch.
+
+        Yields:
+            Batches of these sizes.
+        """
+        for batch in self._assembler.take(sizes):
+            yield batch if self._device.type == "cpu" else tree_map(self._moved, batch)
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Add a line of metrics to run.jsonl, at the present number of samples.
+
+        Args:
+            metrics: Numbers by name, for example ``{"val/accuracy": 0.93}``.
+        """
+        values = {name: float(value) for name, value in metrics.items()}
+        record = {"step": self.steps, "samples_seen": self.samples_seen, "metrics": values}
+        self._log.write("log", {**record, "seconds": self.seconds})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that resuming needs: model, optimizer, random states, position, sizes.
+
+        Returns:
+            Nested dicts and lists of tensors, numbers and words.
+
+        Raises:
+            StepError: A step is in progress.
+        """
+        if self._step is not None and not self._step.finished:
+            raise StepError("a step is in progress: save after step.update()")
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": random_states(),
+            "stream": self._assembler.state_dict(),
+            "measuring": self.measuring.state_dict(),
+            "learning_rate": self.learning_rate.state_dict(),
+            "global_batch_size": self.global_batch_size,
+            "steps": self.steps,
+            "samples_seen": self.samples_seen,
+            "samples_drawn": self.samples_drawn,
+            "skipped": [self.skipped, self._skipped_in_a_row],
+            "seconds": [self.seconds, self.measuring.instrument.seconds],
+            "log_position": self._log.position,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where another engine's state was taken, and cut its log back to there.
+
+        Args:
+            state: What `state_dict` returned, for the same model, optimizer, data set and seed.
+
+        Raises:
+            InvalidArgument: The state belongs to another stream of data.
+        """
+        self._assembler.load_state_dict(state["stream"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.learning_rate.load_state_dict(state["learning_rate"])
+        self.measuring.load_state_dict(state["measuring"])
+        self.global_batch_size = min(state["global_batch_size"], self.max_batch_size)
+        self.steps, self.samples_seen = state["steps"], state["samples_seen"]
+        self.samples_drawn = state["samples_drawn"]
+        self.skipped, self._skipped_in_a_row = state["skipped"]
+        self.seconds, self.measuring.instrument.seconds = state["seconds"]
+        self._last_checkpoint = self.samples_seen
+        self._begun = self.steps > 0
+        self._log.cut_back(state["log_position"])
+        set_random_states(state["random"])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the state to a file, whole or not at all.
+
+        Args:
+            path: The file; an older one is replaced.
+        """
+        save_checkpoint(path, {"engine": self.state_dict()})
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Continue from a file that `save` wrote.
+
+        Args:
+            path: The file.
+
+        Raises:
+            CorruptCheckpoint: The file is missing, damaged, or no checkpoint.
+        """
+        self.load_state_dict(load_checkpoint(path)["engine"])
+
+    def _update(self, step: Step) -> Decision:
+        """Finish a complete step; called by `Step.update`."""
+        gradients = self._gradients
+        gradients.scale(step.correction)
+        loss = step.loss
+        self.steps += 1
+        self.samples_drawn += step.global_batch_size
+        norm = gradients.norm()
+        if not is_finite((loss, norm)):
+            return self._skip(step, loss)
+        statistics, reason = None, "not measured"
+        if step.measured:
+            statistics, reason = self.measuring.finish(step.global_batch_size, step.weight_sq_sum, step.correction)
+        if self.max_grad_norm is not None:
+            gradients.clip(norm, self.max_grad_norm)
+        self.optimizer.step()
+        gradients.clear()
+        self.samples_seen += step.global_batch_size
+        self._skipped_in_a_row = 0
+        if self.steps == 1:
+            self.measuring.check_second_moments()
+        return self._decide(step, loss, statistics, reason)
+
+    def _decide(self, step: Step, loss: float, statistics: GradientStatistics | None, reason: str) -> Decision:
+        """Ask the policy, apply the bounds, and write the record."""
+        observation = Observation(
+            gradient=statistics,
+            global_batch_size=step.global_batch_size,
+            samples_seen=self.samples_seen,
+            loss=loss,
+            lr=self.learning_rate.current,
+            dataset_size=self.dataset_size,
+        )
+        requested = None
+        if step.global_batch_size < step.plan.global_batch_size:
+            reason = "short batch"
+        else:
+            self.global_batch_size, requested, verdict = decide(
+                self.policy,
+                observation,
+                current=self.global_batch_size,
+                bounds=self.bounds,
+                minimum=self.measuring.smallest_batch,
+                maximum=self.max_batch_size,
+            )
+            reason = verdict or reason
+        decision = self._record(step, observation, requested, reason)
+        line = step_record(decision, samples_drawn=self.samples_drawn, threshold=self.policy.threshold)
+        self._close_step(step, "step", line)
+        return decision
+
+    def _skip(self, step: Step, loss: float) -> Decision:
+        """Leave out the update of a step that is not finite, or stop there."""
+        self.measuring.instrument.discard()
+        self._gradients.clear()
+        self.skipped += 1
+        self._skipped_in_a_row += 1
+        observation = Observation(
+            global_batch_size=step.global_batch_size,
+            samples_seen=self.samples_seen,
+            loss=loss,
+            lr=self.learning_rate.current,
+            dataset_size=self.dataset_size,
+        )
+        decision = self._record(step, observation, None, "skipped: non-finite")
+        self._close_step(step, "skip", step_record(decision, samples_drawn=self.samples_drawn, threshold=None))
+        what = f"loss {loss:g} and gradient of step {self.steps} are not both finite"
+        if self.on_nonfinite == "stop":
+            raise NonFiniteGradient(
+                f'{what}: lower the learning rate, or pass on_nonfinite="skip" to leave such steps out'
+            )
+        if self._skipped_in_a_row >= MAX_SKIPPED:
+            raise NonFiniteGradient(f"{what}, as in the {MAX_SKIPPED - 1} before: lower the learning rate and resume")
+        return decision
+
+    def _record(self, step: Step, observation: Observation, requested: float | None, reason: str) -> Decision:
+        return Decision(
+            step=self.steps,
+            samples_seen=self.samples_seen,
+            observation=observation,
+            requested=requested,
+            plan=step.plan,
+            next_plan=make_plan(self.global_batch_size, self.micro_batch_size),
+            lr=self.learning_rate.current,
+            reason=reason,
+        )
+
+    def _close_step(self, step: Step, kind: str, line: dict[str, Any]) -> None:
+        """Stop the step's clock, write its line, and save if it is time."""
+        self.seconds += time.perf_counter() - self._started
+        self._log.write(kind, {**line, **self._times()})
+        due = self._checkpoint_every is not None and self.samples_seen - self._last_checkpoint >= self._checkpoint_every
+        if due and self._checkpoint_path is not None:
+            self._last_checkpoint = self.samples_seen
+            self.save(self._checkpoint_path)
+
+    def _next_step(self) -> Step:
+        size = min(self.global_batch_size, self.total_samples - self.samples_seen)
+        if self.epoch_boundary == "short":
+            size = min(size, self._assembler.until_epoch_end)
+        whole = size == self.global_batch_size
+        wanted = whole and not is_final(self.policy, self.global_batch_size, self.bounds, self.max_batch_size)
+        plan = make_plan(self.global_batch_size, self.micro_batch_size)
+        split = self.measuring.split(self.steps + 1, size, self.micro_batch_size, wanted=wanted)
+        return Step(self, self.steps + 1, plan, size, split)
+
+    def _abandon(self) -> None:
+        """Undo a step that was left in the middle: forget its gradient and let its examples come again."""
+        if self._step is not None and not self._step.finished:
+            self.measuring.instrument.discard()
+            self._gradients.clear()
+            self._assembler.seek(self.samples_drawn)
+        self._step = None
+
+    def _moved(self, leaf: Any) -> Any:
+        return leaf.to(self._device, non_blocking=True) if isinstance(leaf, Tensor) else leaf
+
+    def _times(self) -> dict[str, float]:
+        return {"seconds": round(self.seconds, 6), "measure_seconds": round(self.measuring.instrument.seconds, 6)}

@@ -1,0 +1,118 @@
+"""What the engine's arguments must satisfy together, checked before any training."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from adadagrad.core.checks import check_integer, check_positive
+from adadagrad.core.errors import InvalidArgument
+from adadagrad.core.protocols import BatchSizePolicy
+from adadagrad.core.records import Observation
+from adadagrad.core.settings import Bounds
+from adadagrad.policies.base import AbstractPolicy
+from adadagrad.policies.bounds import check_bounds
+
+DEFAULT_BATCH_SIZE = 64
+"""First batch size where neither the user nor a schedule names one."""
+
+
+def check_types(model: object, optimizer: object, policy: object) -> None:
+    """Refuse arguments in the wrong place and models that this version cannot train.
+
+    Args:
+        model: Must be a module, not wrapped for several processes.
+        optimizer: Must be a torch optimizer.
+        policy: Must be a policy's instance.
+
+    Raises:
+        InvalidArgument: One of them is not.
+    """
+    if not isinstance(model, nn.Module):
+        raise InvalidArgument(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise InvalidArgument(
+            f"model is wrapped in {type(model).__name__}; this version trains in one process: pass the plain module"
+        )
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise InvalidArgument(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    if isinstance(policy, type):
+        raise InvalidArgument(f"policy must be an instance, got the class: write {policy.__name__}()")
+    if not isinstance(policy, AbstractPolicy):
+        raise InvalidArgument(f"policy must be a policy such as NormTest(), got {policy!r}")
+
+
+def sample_budget(total_samples: int | None, epochs: float | None, dataset_size: int) -> int:
+    """Return the number of examples to train on.
+
+    Args:
+        total_samples: That number, or None.
+        epochs: Or how many times the data set.
+        dataset_size: N.
+
+    Returns:
+        The budget, at least 1.
+
+    Raises:
+        InvalidArgument: Both or neither are given, or the value is out of range.
+    """
+    if (total_samples is None) == (epochs is None):
+        raise InvalidArgument("give either total_samples or epochs, for example epochs=10")
+    if total_samples is not None:
+        check_integer(1, total_samples=total_samples)
+        return total_samples
+    assert epochs is not None
+    check_positive(epochs=epochs)
+    return max(1, round(epochs * dataset_size))
+
+
+def largest_batch(max_batch_size: int | None, dataset_size: int, total_samples: int) -> int:
+    """Return the cap: what the user says, but never more than the data set or the budget holds.
+
+    Args:
+        max_batch_size: The user's cap, or None.
+        dataset_size: N.
+        total_samples: The budget.
+
+    Returns:
+        The cap.
+    """
+    limit = min(dataset_size, total_samples)
+    if max_batch_size is None:
+        return limit
+    check_integer(1, max_batch_size=max_batch_size)
+    return min(max_batch_size, limit)
+
+
+def first_batch(policy: BatchSizePolicy, global_batch_size: int | None, cap: int, bounds: Bounds) -> int:
+    """Return the first step's batch size: the schedule's, the user's, or the default.
+
+    Args:
+        policy: A schedule says what it wants before any sample; a test does not.
+        global_batch_size: What the user says, or None.
+        cap: The largest batch.
+        bounds: For the multiple.
+
+    Returns:
+        The size, between 1 and the cap.
+
+    Raises:
+        InvalidArgument: The user's size contradicts the schedule's, the cap or the multiple.
+    """
+    if global_batch_size is not None:
+        check_integer(1, global_batch_size=global_batch_size)
+    if policy.needs:
+        size = global_batch_size
+    else:
+        start = policy.required_batch_size(Observation(global_batch_size=global_batch_size or DEFAULT_BATCH_SIZE))
+        size = max(1, math.ceil(start))
+        if global_batch_size is not None and global_batch_size != size:
+            raise InvalidArgument(
+                f"global_batch_size={global_batch_size} contradicts {policy!r}, which starts at {size}: leave it out"
+            )
+    if size is None:
+        size = max(bounds.multiple_of, min(DEFAULT_BATCH_SIZE, cap) // bounds.multiple_of * bounds.multiple_of)
+    check_bounds(bounds, global_batch_size=size, max_batch_size=cap)
+    return size

@@ -1,0 +1,59 @@
+"""The decision after a step: ask the policy where it can answer, and bound what it says. Pure arithmetic."""
+
+from __future__ import annotations
+
+from adadagrad.core.protocols import BatchSizePolicy
+from adadagrad.core.records import Observation
+from adadagrad.core.settings import Bounds
+from adadagrad.policies.bounds import next_batch_size
+
+
+def decide(
+    policy: BatchSizePolicy, observation: Observation, *, current: int, bounds: Bounds, minimum: int, maximum: int
+) -> tuple[int, float | None, str]:
+    """Return the next batch size, what the policy asked for, and in a word what happened.
+
+    Args:
+        policy: The policy.
+        observation: What the step has shown; a test without its statistics is not asked.
+        current: The size planned for the step just taken.
+        bounds: The user's rule.
+        minimum: Fewest examples that a test can be measured on; schedules may go down to 1.
+        maximum: The cap.
+
+    Returns:
+        The size; the request before rounding and bounds, None where the policy was not asked; the reason, empty
+        where the step was not measured.
+    """
+    statistics = observation.gradient
+    if policy.needs:
+        if statistics is None:
+            return current, None, ""
+        if any(getattr(statistics, name) is None for name in policy.needs):
+            return current, None, "not available yet"
+    requested = policy.required_batch_size(observation)
+    size, reason = next_batch_size(
+        requested,
+        current=current,
+        bounds=bounds,
+        monotone=policy.monotone,
+        minimum=minimum if policy.needs else 1,
+        maximum=maximum,
+    )
+    return size, requested, reason
+
+
+def is_final(policy: BatchSizePolicy, current: int, bounds: Bounds, maximum: int) -> bool:
+    """Return whether no measurement can change the batch size any more: a monotone test at its cap.
+
+    Args:
+        policy: The policy.
+        current: The present batch size.
+        bounds: The user's rule.
+        maximum: The cap.
+
+    Returns:
+        True where measuring would be wasted.
+    """
+    monotone = policy.monotone if bounds.monotone is None else bounds.monotone
+    return bool(policy.needs) and monotone and current >= maximum - maximum % bounds.multiple_of

@@ -1,0 +1,93 @@
+"""The gradient between backward and optimizer: correct its scale once, see that it is finite, clip, clear."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from adadagrad.core.errors import InvalidArgument, LeftoverGradients
+from adadagrad.core.vectors import quick_norm
+
+
+class Gradients:
+    """All gradients that the optimizer will see.
+
+    Args:
+        model: The model.
+        optimizer: Its optimizer.
+
+    Raises:
+        InvalidArgument: A trainable parameter is in no parameter group, or a group holds a parameter that is
+            not the model's, so that measured and trained gradient would differ.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        names = {p: name for name, p in model.named_parameters()}
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        foreign = sum(p not in names for p in trained)
+        if foreign:
+            raise InvalidArgument(
+                f"optimizer holds {foreign} parameters that are not the model's, so their gradients could not be "
+                "measured: put all modules that are trained into one model"
+            )
+        missing = [name for p, name in names.items() if p.requires_grad and p not in set(trained)]
+        if missing:
+            raise InvalidArgument(
+                f"optimizer does not train {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}, though they "
+                "require grad: add them to a parameter group, or freeze them with requires_grad_(False)"
+            )
+        self._names, self._parameters = names, list(names)
+
+    def refuse_leftovers(self) -> None:
+        """Refuse to start a step over gradients that are already there.
+
+        Raises:
+            LeftoverGradients: A `.grad` is not None.
+        """
+        for p in self._parameters:
+            if p.grad is not None:
+                raise LeftoverGradients(
+                    f"{self._names[p]}.grad holds a gradient from outside the step, which would be added to the "
+                    "batch's: call optimizer.zero_grad() before the next step"
+                )
+
+    def present(self) -> list[Tensor]:
+        """Return the gradients that are there."""
+        return [p.grad for p in self._parameters if p.grad is not None]
+
+    def scale(self, factor: float) -> None:
+        """Multiply every gradient by a factor; by 1 does nothing at all.
+
+        Args:
+            factor: Any number.
+        """
+        gradients = self.present()
+        if factor != 1.0 and gradients:
+            torch._foreach_mul_(gradients, factor)
+
+    def norm(self) -> float:
+        """Return the norm of the whole gradient in its own precision; NaN or infinite if any element is."""
+        return float(quick_norm(self.present()))
+
+    def clip(self, norm: float, max_norm: float) -> None:
+        """Shorten the gradient to `max_norm` if it is longer.
+
+        Args:
+            norm: Its present norm.
+            max_norm: The longest allowed.
+        """
+        if norm > max_norm:
+            self.scale(max_norm / norm)
+
+    def clear(self) -> None:
+        """Set every gradient to None."""
+        for p in self._parameters:
+            p.grad = None
+
+
+def is_finite(values: Sequence[float]) -> bool:
+    """Return whether every value is a finite number."""
+    return all(math.isfinite(value) for value in values)

@@ -1,0 +1,70 @@
+"""The learning rate's one owner: a schedule in samples on every group's initial value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adadagrad.core.errors import InvalidArgument
+from adadagrad.core.protocols import LearningRateSchedule
+
+
+class LearningRate:
+    """Sets each parameter group's learning rate to its initial value times the schedule's factor.
+
+    Always from the initial value, never by repeated multiplication, so that the rate at a number of samples does
+    not depend on the batch sizes before.
+
+    Args:
+        optimizer: The optimizer; its groups' present rates are the initial ones.
+        schedule: The factor as a function of samples, or None to leave the rate alone.
+        total_samples: The run's budget, for the schedule.
+
+    Raises:
+        InvalidArgument: A torch scheduler is attached to the optimizer as well.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, schedule: LearningRateSchedule | None, total_samples: int
+    ) -> None:
+        self._optimizer, self._schedule, self._total = optimizer, schedule, total_samples
+        self._initial = [float(group["lr"]) for group in optimizer.param_groups]
+        if schedule is not None and getattr(optimizer.step, "_wrapped_by_lr_sched", False):
+            raise InvalidArgument(
+                "lr_schedule would be a second owner of the learning rate beside the torch scheduler that is attached "
+                "to the optimizer: use one of the two"
+            )
+
+    @property
+    def current(self) -> float:
+        """Learning rate of the first parameter group."""
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    def set(self, samples_seen: int) -> None:
+        """Set the rates for the step that starts here.
+
+        Args:
+            samples_seen: Examples whose update has been applied.
+        """
+        if self._schedule is None:
+            return
+        factor = self._schedule(samples_seen, self._total)
+        for group, initial in zip(self._optimizer.param_groups, self._initial, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(initial * factor)
+            else:
+                group["lr"] = initial * factor
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the initial rates."""
+        return {"initial": list(self._initial)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the initial rates of another run.
+
+        Args:
+            state: What `state_dict` returned.
+        """
+        self._initial = [float(value) for value in state["initial"]]

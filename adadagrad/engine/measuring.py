@@ -1,0 +1,176 @@
+"""Which steps are measured, by which estimator, on how many of their examples."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adadagrad.batching.plan import split_batch, split_units
+from adadagrad.core.errors import BatchCoupledModule, InvalidArgument, InvalidMeasurement, UncoveredParameter
+from adadagrad.core.protocols import BatchSizePolicy
+from adadagrad.core.records import GradientStatistics
+from adadagrad.core.settings import Measure
+from adadagrad.statistics import MicroBatch, choose_estimator
+from adadagrad.statistics.base import AbstractEstimator, AbstractInstrument, Request
+from adadagrad.statistics.planner import MeasureBudget, StepSize
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How a step's examples are cut into micro-batches, the measured ones first.
+
+    Args:
+        sizes: Examples in each micro-batch.
+        measured: How many of the micro-batches are measured, from the first on.
+    """
+
+    sizes: tuple[int, ...]
+    measured: int = 0
+
+
+class Measuring:
+    """Plans measurements, and replaces the estimator where ``"auto"`` turns out not to fit the model.
+
+    Args:
+        model: The model.
+        optimizer: Its optimizer, for second moments.
+        policy: The policy, for what it needs.
+        measure: The user's settings; None measures what the policy needs, with the defaults.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, policy: BatchSizePolicy, measure: Measure | None
+    ) -> None:
+        self.settings = Measure() if measure is None else measure
+        self.enabled = bool(policy.needs) or measure is not None
+        self._model, self._optimizer = model, optimizer
+        self._request = Request(
+            inner_products="inner_product_variance" in policy.needs,
+            coordinates=policy.coordinate_reduction,
+            second_moment=self._second_moment,
+        )
+        self._device = next((p.device.type for p in model.parameters()), "cpu")
+        self._automatic = isinstance(self.settings.estimator, str)
+        self.budget = MeasureBudget(self.settings.max_overhead)
+        chosen = choose_estimator(model) if self._automatic else self.settings.estimator
+        if not isinstance(chosen, AbstractEstimator):
+            raise InvalidArgument(f'estimator must be an estimator or "auto", got {chosen!r}')
+        self.estimator: AbstractEstimator = chosen
+        self.instrument: AbstractInstrument = chosen.open(model, self._request)
+
+    @property
+    def smallest_batch(self) -> int:
+        """Fewest examples that a step needs for the estimator to say anything."""
+        return 4 if isinstance(self.estimator, MicroBatch) else 2
+
+    def split(self, number: int, size: int, micro_batch_size: int, *, wanted: bool) -> Split:
+        """Return the split of a step, and whether it is measured.
+
+        Args:
+            number: The step's number, from 1.
+            size: Its examples.
+            micro_batch_size: Most examples in one forward.
+            wanted: Whether a measurement could change anything.
+
+        Returns:
+            The split.
+        """
+        plain = Split(split_batch(size, micro_batch_size))
+        if not (self.enabled and wanted and size >= self.smallest_batch):
+            return plain
+        measured = self._measured_split(size, micro_batch_size)
+        every = self.settings.every
+        if every == "auto":
+            part = sum(measured.sizes[: measured.measured])
+            sizes = StepSize(size, len(plain.sizes), part, measured.measured)
+            due = self.budget.due(*self.instrument.costs(sizes, self._device))
+        else:
+            due = (number - 1) % every == 0
+        return measured if due else plain
+
+    def _measured_split(self, size: int, micro_batch_size: int) -> Split:
+        if isinstance(self.estimator, MicroBatch):
+            sizes = split_units(size, micro_batch_size, min(self.estimator.units, size // 2))
+            return Split(sizes, len(sizes))
+        limit = self.settings.max_examples
+        if limit is None or limit >= size:
+            sizes = split_batch(size, micro_batch_size)
+            return Split(sizes, len(sizes))
+        return Split(split_batch(size, micro_batch_size, measured=limit), len(split_batch(limit, micro_batch_size)))
+
+    def finish(
+        self, num_examples: int, weight_sq_sum: float | None, scale: float
+    ) -> tuple[GradientStatistics | None, str]:
+        """Return the step's statistics, or why there are none.
+
+        Args:
+            num_examples: Examples averaged into the gradient.
+            weight_sq_sum: Sum of their squared weights, None for equal weights.
+            scale: Factor by which the gradients were corrected after the backward.
+
+        Returns:
+            The statistics and ``""``, or None and the reason.
+
+        Raises:
+            UncoveredParameter: The chosen estimator cannot count a parameter.
+            BatchCoupledModule: The chosen estimator cannot measure a model that mixes examples.
+        """
+        try:
+            return self.instrument.finish(num_examples, weight_sq_sum, scale), ""
+        except (UncoveredParameter, BatchCoupledModule) as error:
+            if not self._automatic:
+                raise
+            warnings.warn(f"measuring with MicroBatch() from now on, because {error}", stacklevel=4)
+            self._replace(MicroBatch())
+            return None, "estimator replaced"
+        except InvalidMeasurement as error:
+            warnings.warn(f"a measurement failed, the step is not affected: {error}", stacklevel=4)
+            return None, "measurement failed"
+
+    def check_second_moments(self) -> None:
+        """Refuse the weighted reduction once an applied step has left no second moment.
+
+        Raises:
+            InvalidArgument: The optimizer keeps none.
+        """
+        reduction = self._request.coordinates
+        if reduction is None or reduction.kind != "weighted":
+            return
+        if all(self._second_moment(p) is None for p in self._model.parameters()):
+            raise InvalidArgument(
+                f'reduction="weighted" needs an optimizer with second moments, got {type(self._optimizer).__name__}: '
+                "use Adagrad, Adam or AdamW, or another reduction"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to measure the same steps in the same way."""
+        return {
+            "estimator": repr(self.estimator),
+            "credit": self.budget.credit,
+            "instrument": self.instrument.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the state of another run on the same model.
+
+        Args:
+            state: What `state_dict` returned.
+        """
+        if self._automatic and state["estimator"] == repr(MicroBatch()) != repr(self.estimator):
+            self._replace(MicroBatch())
+        self.budget.credit = state["credit"]
+        if state["estimator"] == repr(self.estimator):
+            self.instrument.load_state_dict(state["instrument"])
+
+    def _replace(self, estimator: AbstractEstimator) -> None:
+        self.estimator, self.instrument = estimator, estimator.open(self._model, self._request)
+
+    def _second_moment(self, p: nn.Parameter) -> Tensor | None:
+        """Return the parameter's second moment as Adagrad or Adam keeps it, None where there is none."""
+        state = self._optimizer.state.get(p, {})
+        moment: Tensor | None = state.get("sum", state.get("exp_avg_sq"))
+        return moment

@@ -1,0 +1,203 @@
+"""`Step`: one optimizer step, from its first micro-batch to the decision on the next batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from adadagrad.core.errors import InvalidArgument, LossWithoutGradient, StepError
+from adadagrad.core.records import BatchPlan, Decision
+from adadagrad.engine.measuring import Split
+
+if TYPE_CHECKING:
+    from adadagrad.engine.adaptive_batch import AdaptiveBatch
+
+LossFunction = Callable[[Any], Tensor | tuple[Tensor, float | Tensor]]
+"""Takes a micro-batch; returns its mean loss, or (sum of losses, weight)."""
+
+
+class Step:
+    """One optimizer step of an `AdaptiveBatch`, over exactly its planned examples.
+
+    Either ``step.run(loss_function)``, or ``for batch in step: step.backward(loss)``; then ``step.update()``.
+    Made by iterating the engine, not by hand.
+
+    Args:
+        engine: The engine.
+        number: The step's number, from 1.
+        plan: Its plan.
+        size: Examples in this step; below the plan's only where a run or an epoch ends.
+        split: Its micro-batches.
+    """
+
+    def __init__(self, engine: AdaptiveBatch, number: int, plan: BatchPlan, size: int, split: Split) -> None:
+        self.engine, self.number, self.plan, self.global_batch_size, self.split = engine, number, plan, size, split
+        self.weight_sq_sum: float | None = None
+        """Sum of the squared weights with which examples enter the gradient; None for equal weights."""
+        self.finished = False
+        """Whether `update` has been called."""
+        self._losses: list[tuple[Tensor, float]] = []
+        self._weights = 0.0
+        self._weight_squares = 0.0
+        self._weighted: bool | None = None
+        self._coefficients: float | Tensor = 1.0
+        self._rows = 0
+        self._done = 0
+        self._state = "new"
+
+    @property
+    def samples_seen(self) -> int:
+        """Examples whose update has been applied before this step."""
+        return self.engine.samples_seen
+
+    @property
+    def measured(self) -> bool:
+        """Whether this step's noise is measured."""
+        return self.split.measured > 0
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the micro-batches; each must go through `backward` before the next one.
+
+        Yields:
+            A batch as the data set's collation makes it, on the model's device.
+
+        Raises:
+            StepError: The step was iterated before, or a micro-batch had no backward.
+        """
+        if self._state != "new":
+            raise StepError("a step can be iterated once: use step.run(...) or one loop over the step, not both")
+        self._state = "running"
+        sizes = self.split.sizes
+        instrument = self.engine.measuring.instrument
+        for index, batch in enumerate(self.engine.micro_batches(sizes)):
+            self._rows = sizes[index]
+            watch = index < self.split.measured
+            with instrument.micro_batch(self._rows, self._get_coefficients) if watch else nullcontext():
+                yield batch
+            if self._done != index + 1:
+                raise StepError(
+                    f"micro-batch {index + 1} of {len(sizes)} had no backward: call step.backward(loss) once for "
+                    "each batch that the step yields"
+                )
+            if index + 1 == self.split.measured < len(sizes):
+                instrument.close_group()
+        self._state = "complete"
+
+    def backward(self, loss: Tensor, weight: float | Tensor | None = None) -> None:
+        """Backward one micro-batch's loss, scaled so that the step's gradient is the mean over its examples.
+
+        Args:
+            loss: The mean loss over the micro-batch's examples; with `weight`, the sum of weighted losses.
+            weight: Total weight of this micro-batch, for example its number of tokens; or one weight per
+                example (n,), which per-example statistics need where they differ.
+
+        Raises:
+            StepError: No micro-batch is waiting for a backward, or only some of a step's losses have weights.
+            LossWithoutGradient: The loss does not require grad.
+            InvalidArgument: The loss is not a scalar, or the weights have the wrong shape or are not positive.
+        """
+        if self._state != "running" or self._done >= len(self.split.sizes) or self._rows == 0:
+            raise StepError("no micro-batch is waiting: call step.backward(loss) inside the loop over the step")
+        self._check_loss(loss)
+        if self._weighted is None:
+            self._weighted = weight is not None
+        elif self._weighted != (weight is not None):
+            raise StepError("either every micro-batch of a step has a weight or none has")
+        rows, self._rows = self._rows, 0
+        planned = self.global_batch_size
+        if weight is None:
+            factor = rows / planned
+            self._coefficients = 1 / planned
+            self._losses.append((loss.detach(), factor))
+            (loss if factor == 1.0 else loss * factor).backward()  # type: ignore[no-untyped-call]
+        else:
+            self._coefficients = self._weigh(weight, rows) / planned
+            self._losses.append((loss.detach(), 1 / planned))
+            (loss / planned).backward()  # type: ignore[no-untyped-call]
+        self._done += 1
+
+    def run(self, loss_function: LossFunction) -> None:
+        """Run forward and backward of all micro-batches.
+
+        Args:
+            loss_function: Takes a micro-batch and returns its mean loss, or ``(loss_sum, weight)``.
+
+        Raises:
+            StepError: The step was run or iterated before.
+        """
+        for batch in self:
+            result = loss_function(batch)
+            if isinstance(result, tuple):
+                self.backward(*result)
+            else:
+                self.backward(result)
+
+    def update(self) -> Decision:
+        """Finish the step: statistics, clipping, optimizer step, and the decision on the next batch size.
+
+        Returns:
+            What was seen and decided.
+
+        Raises:
+            StepError: Micro-batches are left, or update was called before.
+            NonFiniteGradient: The loss or gradient is not finite and ``on_nonfinite="stop"``.
+        """
+        if self.finished:
+            raise StepError("update was called twice on one step: one update for each step of the engine")
+        if self._state != "complete":
+            raise StepError(
+                f"{len(self.split.sizes) - self._done} of {len(self.split.sizes)} micro-batches are left: loop over "
+                "the whole step (no break), or use step.run(...), before update"
+            )
+        self.finished = True
+        return self.engine._update(self)
+
+    @property
+    def loss(self) -> float:
+        """Mean loss over the step's examples (or weights); waits for the device."""
+        total = sum(float(loss) * factor for loss, factor in self._losses)
+        return total * self.correction
+
+    @property
+    def correction(self) -> float:
+        """Factor from the provisional scale 1 / planned size to the mean over the weights; 1 without weights."""
+        return self.global_batch_size / self._weights if self._weighted else 1.0
+
+    def _get_coefficients(self) -> float | Tensor:
+        """Return c_i of the micro-batch that has just gone backward."""
+        return self._coefficients
+
+    def _check_loss(self, loss: Tensor) -> None:
+        if not isinstance(loss, Tensor):
+            raise InvalidArgument(
+                f"loss must be a tensor, got {type(loss).__name__}: return what the criterion returns"
+            )
+        if loss.numel() != 1:
+            raise InvalidArgument(
+                f"loss must be a scalar, got shape {tuple(loss.shape)}: use the mean over the micro-batch, or "
+                "(loss.sum(), weight)"
+            )
+        if not loss.requires_grad:
+            raise LossWithoutGradient(
+                "loss does not require grad, so no parameter would be trained: compute it from the model's output, "
+                "with trainable parameters and without torch.no_grad() or detach()"
+            )
+
+    def _weigh(self, weight: float | Tensor, rows: int) -> Tensor:
+        """Take in a micro-batch's weight; return it per example, float64 (rows,)."""
+        weights = torch.as_tensor(weight, dtype=torch.float64).detach()
+        if weights.numel() == 1:
+            weights = weights.reshape(1).expand(rows) / rows
+        if weights.shape != (rows,):
+            raise InvalidArgument(f"weight must be a number or have shape ({rows},), got shape {tuple(weights.shape)}")
+        total = float(weights.sum())
+        if not total > 0 or bool((weights < 0).any()):
+            raise InvalidArgument("weight must not be negative and must be positive in sum")
+        self._weights += total
+        self._weight_squares += float(weights.square().sum())
+        self.weight_sq_sum = self._weight_squares / self._weights**2
+        return weights
