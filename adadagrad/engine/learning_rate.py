@@ -36,6 +36,8 @@ class LearningRate:
                 "lr_schedule would be a second owner of the learning rate beside the torch scheduler that is attached "
                 "to the optimizer: use one of the two"
             )
+        if schedule is not None:
+            schedule(0, total_samples)  # a schedule that does not fit the budget says so now, not after the run began
 
     @property
     def current(self) -> float:

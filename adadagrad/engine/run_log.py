@@ -17,6 +17,8 @@ from adadagrad.version import __version__
 if TYPE_CHECKING:
     from adadagrad.engine.adaptive_batch import AdaptiveBatch
 
+_ENCODER = json.JSONEncoder(allow_nan=False)
+
 VERSION = 1
 """Version of the line format, written in the start record."""
 
@@ -53,9 +55,9 @@ class RunLog:
             self._file = self.path.open("a", encoding="utf-8")
         line = {"kind": kind, **record}
         try:
-            text = json.dumps(line, allow_nan=False)
+            text = _ENCODER.encode(line)
         except ValueError:
-            text = json.dumps(_without_nan(line), allow_nan=False)
+            text = _ENCODER.encode(_without_nan(line))
         self._file.write(text + "\n")
         self._file.flush()
 
