@@ -1,1 +1,71 @@
 """The command line: ``adadagrad train``, ``compare`` and ``report``."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from adadagrad.core.errors import AdadagradError, UnknownName
+
+COMMANDS = {
+    "train": "train one model with an adaptive batch size",
+    "compare": "train it with a small, a large and an adaptive batch size, and compare",
+    "report": "print the table and write the page of runs that are there",
+}
+
+USAGE = "\n".join([
+    "usage: adadagrad COMMAND ...",
+    "",
+    "Train with batch sizes that the gradient itself chooses.",
+    "",
+    "commands:",
+    *(f"  {name:<10} {text}" for name, text in COMMANDS.items()),
+    "",
+    "examples:",
+    "  adadagrad compare --data digits",
+    "  adadagrad train --data mnist:path/to/mnist --model cnn --policy norm --eta 0.25 --epochs 5",
+    "  adadagrad report runs/train-001 runs/train-002 -o report.html",
+    "",
+    "adadagrad COMMAND --help lists a command's options; adadagrad --version prints the version.",
+])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; an error that the library raises on purpose becomes one line on standard error.
+
+    Args:
+        arguments: The command and its arguments; None takes those of the process.
+
+    Returns:
+        The exit status: 0, 2 after a mistake in the arguments or the data, 130 after Ctrl-C.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(given)
+    except AdadagradError as error:
+        print(f"adadagrad: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("adadagrad: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from adadagrad.version import __version__
+
+        print(f"adadagrad {__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise UnknownName("command", name, COMMANDS)
+    command: Callable[[Sequence[str]], int] = importlib.import_module(f"adadagrad.cli.{name}").main
+    return command(rest)

@@ -1,0 +1,146 @@
+"""Command line arguments become settings: defaults, then the TOML file, then the flags."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from adadagrad.cli.config import (
+    BatchOptions,
+    MeasureOptions,
+    OptimizerOptions,
+    PolicyOptions,
+    ProblemOptions,
+    RunOptions,
+    Settings,
+)
+from adadagrad.cli.toml_file import read_settings
+from adadagrad.core.errors import InvalidArgument, MissingExtra
+
+CONFIG_NAME = "config.toml"
+Command = TypeVar("Command", "TrainCommand", "CompareCommand")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    """Files: where settings come from and results go.
+
+    Args:
+        config: A TOML file of settings, such as a run's config.toml; flags go before it.
+        out: Run directory to make; without it a numbered one under runs/.
+        resume: Continue the run in --out from its last checkpoint, with its settings.
+    """
+
+    config: Path | None = None
+    out: Path | None = None
+    resume: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonFiles:
+    """Files: where settings come from and results go.
+
+    Args:
+        config: A TOML file of settings; flags go before it.
+        out: Directory to make for the runs and the report; without it a numbered one under runs/.
+    """
+
+    config: Path | None = None
+    out: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonOptions:
+    """The constant batches that the policy is compared with.
+
+    Args:
+        small_batch_size: Batch size of the first run.
+        large_batch_size: Batch size of the second run.
+    """
+
+    small_batch_size: int = 16
+    large_batch_size: int = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand:
+    """Train one model and leave its settings, log, checkpoint and report in a run directory."""
+
+    files: FileOptions = field(default_factory=FileOptions)
+    problem: ProblemOptions = field(default_factory=ProblemOptions)
+    batch: BatchOptions = field(default_factory=BatchOptions)
+    policy: PolicyOptions = field(default_factory=PolicyOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    measure: MeasureOptions = field(default_factory=MeasureOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareCommand:
+    """Train one model three times: with a small constant batch, a large one, and a policy that chooses in between.
+
+    All three start from the same weights and use the same number of samples. A table is printed and one report is
+    written. The default learning rate is the best of 0.01, 0.02, 0.05 and 0.1 for the small constant batch on digits.
+    Noise is measured at each step, and corrected for batches that are a good part of a small data set.
+    """
+
+    files: ComparisonFiles = field(default_factory=ComparisonFiles)
+    comparison: ComparisonOptions = field(default_factory=ComparisonOptions)
+    problem: ProblemOptions = field(default_factory=ProblemOptions)
+    batch: BatchOptions = field(default_factory=lambda: BatchOptions(global_batch_size=16, micro_batch_size=2048))
+    policy: PolicyOptions = field(default_factory=lambda: PolicyOptions(eta=0.5, finite_population="current"))
+    optimizer: OptimizerOptions = field(default_factory=lambda: OptimizerOptions(lr=0.05))
+    measure: MeasureOptions = field(default_factory=lambda: MeasureOptions(measure_every=1))
+    run: RunOptions = field(default_factory=lambda: RunOptions(epochs=50))
+
+
+def settings_of(command: TrainCommand | CompareCommand) -> Settings:
+    """Return the part of a command that describes a run and goes into its ``config.toml``."""
+    return Settings(**{group.name: getattr(command, group.name) for group in dataclasses.fields(Settings)})
+
+
+def parse(name: str, default: Command, arguments: Sequence[str]) -> Command:
+    """Read one command's arguments.
+
+    Args:
+        name: The command's name, for its help.
+        default: Values of what neither the file nor the flags give.
+        arguments: What follows the command's name.
+
+    Returns:
+        The command; the process ends here for ``--help`` and for a flag that does not exist.
+
+    Raises:
+        MissingExtra: tyro is not installed.
+    """
+    try:
+        import tyro
+    except ImportError as error:
+        raise MissingExtra("tyro", "cli") from error
+
+    def read(base: Command) -> Command:
+        markers: Any = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
+        return tyro.cli(type(base), prog=f"adadagrad {name}", args=list(arguments), default=base, config=markers)
+
+    first = read(default)
+    path = _settings_file(first)
+    if path is None:
+        return first
+    filed = read_settings(path, settings_of(default))
+    groups = {group.name: getattr(filed, group.name) for group in dataclasses.fields(filed)}
+    return read(dataclasses.replace(default, **groups))
+
+
+def _settings_file(command: TrainCommand | CompareCommand) -> Path | None:
+    """The file that settings come from: the one named, or that of the run to continue."""
+    files = command.files
+    if isinstance(files, FileOptions) and files.resume:
+        if files.out is None:
+            raise InvalidArgument("--resume needs --out: the run directory to continue")
+        if not (files.out / CONFIG_NAME).is_file():
+            raise InvalidArgument(f"--resume: {files.out} holds no {CONFIG_NAME}, so there is no run to continue")
+        return files.config or files.out / CONFIG_NAME
+    return files.config

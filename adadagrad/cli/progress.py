@@ -1,0 +1,178 @@
+"""How a run is going: one live line on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from abc import ABC, abstractmethod
+from typing import TextIO
+
+from adadagrad.core.errors import MissingExtra
+from adadagrad.core.records import Decision
+
+
+class AbstractProgress(ABC):
+    """Shows batch size, noise scale, loss, samples per second and the time left.
+
+    Args:
+        name: The run's name.
+        total_samples: The run's budget.
+        samples_seen: Where it starts, more than 0 for a resumed run.
+    """
+
+    interval: float = 0.1
+    """Seconds between two updates of the display."""
+
+    def __init__(self, name: str, total_samples: int, samples_seen: int = 0) -> None:
+        self.name, self.total_samples = name, total_samples
+        self._first, self._started = samples_seen, time.monotonic()
+        self._shown = -math.inf
+        self._noise_scale: float | None = None
+        self._metric = "acc -"
+
+    def step(self, decision: Decision) -> None:
+        """Take in a step; cheap enough to call at each one.
+
+        Args:
+            decision: What `update` returned.
+        """
+        if decision.observation.gradient is not None:
+            self._noise_scale = decision.observation.gradient.noise_scale
+        now = time.monotonic()
+        if now - self._shown >= self.interval or decision.samples_seen >= self.total_samples:
+            self._shown = now
+            self.show(decision.samples_seen, self._line(decision, now))
+
+    def evaluated(self, metrics: dict[str, float]) -> None:
+        """Take in an evaluation.
+
+        Args:
+            metrics: By name, the accuracy first.
+        """
+        self._metric = f"acc {next(iter(metrics.values())):.3f}"
+
+    @abstractmethod
+    def show(self, samples_seen: int, line: str) -> None:
+        """Display a line."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the display; what it showed last stays."""
+
+    def _line(self, decision: Decision, now: float) -> str:
+        rate = (decision.samples_seen - self._first) / max(now - self._started, 1e-9)
+        left = (self.total_samples - decision.samples_seen) / rate if rate > 0 else math.inf
+        noise = "-" if self._noise_scale is None else f"{self._noise_scale:,.0f}"
+        loss = decision.observation.loss
+        parts = [
+            f"batch {decision.plan.global_batch_size:>5,}",
+            f"noise {noise:>6}",
+            f"loss {math.nan if loss is None else loss:.4f}",
+            f"{self._metric:<7}",
+            f"{rate:>7,.0f} samples/s",
+            f"ETA {clock(left)}",
+        ]
+        return "  ".join(parts)
+
+
+class LiveProgress(AbstractProgress):
+    """One line that is redrawn in place, by rich.
+
+    Args:
+        name: The run's name.
+        total_samples: The run's budget.
+        samples_seen: Where it starts.
+
+    Raises:
+        MissingExtra: rich is not installed.
+    """
+
+    def __init__(self, name: str, total_samples: int, samples_seen: int = 0) -> None:
+        super().__init__(name, total_samples, samples_seen)
+        try:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn
+            from rich.table import Column
+        except ImportError as error:
+            raise MissingExtra("rich", "cli") from error
+        columns = (
+            TextColumn("{task.fields[name]}", table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=10),
+            TextColumn("{task.percentage:>3.0f}%", table_column=Column(no_wrap=True)),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        )
+        self._progress = Progress(*columns, console=Console(stderr=True), auto_refresh=False)
+        self._task = self._progress.add_task("", total=total_samples, completed=samples_seen, name=f"{name:<12}")
+        self._progress.start()
+
+    def show(self, samples_seen: int, line: str) -> None:
+        """Redraw the line."""
+        self._progress.update(self._task, completed=samples_seen, description=line, refresh=True)
+
+    def close(self) -> None:
+        """Leave the last line on the screen."""
+        self._progress.stop()
+
+
+class PlainProgress(AbstractProgress):
+    """A line of text now and then: at every quarter of the budget, and at least every 30 seconds.
+
+    Args:
+        name: The run's name.
+        total_samples: The run's budget.
+        samples_seen: Where it starts.
+        stream: Where lines go; None is standard error.
+    """
+
+    def __init__(self, name: str, total_samples: int, samples_seen: int = 0, stream: TextIO | None = None) -> None:
+        super().__init__(name, total_samples, samples_seen)
+        self._stream = stream
+        self._quarter = 4 * samples_seen // total_samples
+        self._printed = time.monotonic()
+
+    def show(self, samples_seen: int, line: str) -> None:
+        """Print the line if it is time."""
+        quarter, now = 4 * samples_seen // self.total_samples, time.monotonic()
+        if quarter > self._quarter or now - self._printed >= 30:
+            self._quarter, self._printed = quarter, now
+            percent = math.floor(100 * samples_seen / self.total_samples)
+            print(f"{self.name:<12} {percent:>3}%  {line}", file=self._stream or sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def progress_display(name: str, total_samples: int, samples_seen: int = 0) -> AbstractProgress:
+    """Choose the display that fits standard error: live on a terminal, plain lines elsewhere.
+
+    Args:
+        name: The run's name.
+        total_samples: The run's budget.
+        samples_seen: Where it starts.
+
+    Returns:
+        The display, to be closed.
+    """
+    kind = LiveProgress if sys.stderr.isatty() else PlainProgress
+    return kind(name, total_samples, samples_seen)
+
+
+def clock(seconds: float) -> str:
+    """Write a time that is left.
+
+    Args:
+        seconds: At least 0; may be infinite.
+
+    Returns:
+        Minutes and seconds, hours where there are any.
+
+    Example:
+        >>> clock(75), clock(3700), clock(float("inf"))
+        ('1:15', '1:01:40', '-')
+    """
+    if not math.isfinite(seconds):
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,185 @@
+"""``adadagrad train``: one run, from settings to a run directory."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from adadagrad.cli.arguments import CONFIG_NAME, TrainCommand, parse, settings_of
+from adadagrad.cli.config import Settings
+from adadagrad.cli.data import DataSource, load_data
+from adadagrad.cli.directory import CHECKPOINT_NAME, REPORT_NAME, new_directory, remove_if_empty
+from adadagrad.cli.evaluation import Evaluator
+from adadagrad.cli.interrupt import Interrupt
+from adadagrad.cli.names import make_model, make_optimizer, make_policy, make_schedule
+from adadagrad.cli.progress import progress_display
+from adadagrad.cli.toml_file import settings_toml
+from adadagrad.core.checks import check_integer
+from adadagrad.core.errors import InvalidArgument, MissingExtra
+from adadagrad.core.settings import Bounds, Measure
+from adadagrad.engine import AdaptiveBatch
+from adadagrad.report.page import write_report
+from adadagrad.report.reader import read_runs
+from adadagrad.report.table import comparison_table, table_text
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        arguments: What follows ``train``.
+
+    Returns:
+        The exit status: 0, or 130 after Ctrl-C.
+    """
+    command = parse("train", TrainCommand(), arguments)
+    settings = settings_of(command)
+    data = load_data(settings.problem.data)
+    if command.files.resume:
+        assert command.files.out is not None  # parse has seen to that
+        directory = command.files.out
+    else:
+        directory = new_directory(command.files.out, "train")
+    try:
+        finished = train(settings, data, directory, resume=command.files.resume)
+    finally:
+        remove_if_empty(directory)
+    show_results([directory], directory / REPORT_NAME)
+    if not finished:
+        print(f"stopped: continue with adadagrad train --resume --out {directory}", file=sys.stderr)
+    return 0 if finished else 130
+
+
+def train(settings: Settings, data: DataSource, directory: Path, *, resume: bool = False) -> bool:
+    """Train one model as the settings say, and write log, checkpoints and settings as it goes.
+
+    Args:
+        settings: All choices.
+        data: The data that they name.
+        directory: The run directory.
+        resume: Continue from the checkpoint in it.
+
+    Returns:
+        True where the budget was used, False where Ctrl-C ended the run early.
+
+    Raises:
+        InvalidArgument: A setting is out of range, or contradicts another one or the data.
+    """
+    check_integer(1, evaluations=settings.run.evaluations, checkpoints=settings.run.checkpoints)
+    with _threads(settings):
+        engine = make_engine(settings, data, directory)
+        checkpoint = directory / CHECKPOINT_NAME
+        if resume:
+            engine.load(checkpoint)
+        (directory / CONFIG_NAME).write_text(settings_toml(settings), encoding="utf-8")
+        engine.save(checkpoint)
+        total, model = engine.total_samples, engine.model
+        evaluate = Evaluator(data.held_out, data.split, total, settings.run.evaluations)
+        saves = settings.run.checkpoints
+        progress = progress_display(directory.name, total, engine.samples_seen)
+        with closing(progress), Interrupt() as interrupt:
+            for step in engine:
+                before = step.samples_seen
+                step.run(lambda batch: F.cross_entropy(model(batch[0]), batch[1]))
+                decision = step.update()
+                progress.step(decision)
+                after = engine.samples_seen
+                if after > before and evaluate.is_due(before, after):
+                    metrics = evaluate(model)
+                    engine.log(metrics)
+                    progress.evaluated(metrics)
+                if interrupt.requested or after >= total or before * saves // total < after * saves // total:
+                    engine.save(checkpoint)
+                if interrupt.requested:
+                    break
+        return engine.samples_seen >= total
+
+
+def make_engine(settings: Settings, data: DataSource, directory: Path | None) -> AdaptiveBatch:
+    """Build model, optimizer, policy and engine; seeds torch's global random state first.
+
+    Args:
+        settings: All choices.
+        data: The data that they name.
+        directory: Where the log goes; None for no log.
+
+    Returns:
+        The engine before its first step.
+    """
+    run, batch, optimizer, measure = settings.run, settings.batch, settings.optimizer, settings.measure
+    policy = make_policy(batch, settings.policy)
+    torch.manual_seed(run.seed)
+    model = _moved(make_model(settings.problem.model, data), run.device)
+    budget: dict[str, Any] = {"epochs": run.epochs} if run.samples is None else {"total_samples": run.samples}
+    return AdaptiveBatch(
+        model,
+        make_optimizer(model, optimizer),
+        data.train,
+        policy=policy,
+        global_batch_size=batch.global_batch_size if policy.needs else None,
+        max_batch_size=batch.max_batch_size,
+        micro_batch_size=batch.micro_batch_size,
+        measure=Measure(
+            every=measure.measure_every,
+            max_overhead=measure.max_overhead,
+            max_examples=None if measure.max_examples == "all" else measure.max_examples,
+        )
+        if policy.needs
+        else None,
+        bounds=Bounds(max_growth=batch.max_growth, multiple_of=batch.multiple_of, on_infinite=batch.on_infinite),
+        lr_schedule=make_schedule(optimizer),
+        max_grad_norm=optimizer.max_grad_norm,
+        on_nonfinite=run.on_nonfinite,
+        seed=run.seed,
+        log_dir=directory,
+        **budget,
+    )
+
+
+def show_results(runs: Sequence[Path], report: Path) -> None:
+    """Print the table of some runs and write their report; without the report's extra, say how to get one.
+
+    Args:
+        runs: Run directories; one whose run has not begun is left out.
+        report: The HTML file.
+    """
+    begun = [run for run in runs if (run / "run.jsonl").is_file()]
+    if not begun:
+        return
+    read = read_runs(begun)
+    print(table_text(comparison_table(read)))
+    try:
+        print(f"report: {write_report(read, report)}")
+    except MissingExtra as error:
+        print(f"no report: {error}", file=sys.stderr)
+
+
+def _moved(model: nn.Module, device: str) -> nn.Module:
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidArgument(f"--device {device} cannot be used here: {reason}") from error
+
+
+@contextmanager
+def _threads(settings: Settings) -> Iterator[None]:
+    """Train with the chosen number of CPU threads, and give the old number back afterwards.
+
+    Sharing out small matrices costs more than it saves, and twenty times as much where cores are shared.
+    """
+    check_integer(0, threads=settings.run.threads)
+    before = torch.get_num_threads()
+    small = settings.problem.data == "digits" or settings.problem.model in ("logistic", "mlp")
+    torch.set_num_threads(settings.run.threads or (1 if small else before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

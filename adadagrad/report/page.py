@@ -1,0 +1,71 @@
+"""The report: one HTML file with table, figures and settings, which needs nothing outside itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from adadagrad.core.errors import MissingExtra
+from adadagrad.report.plots import plots
+from adadagrad.report.run import Run
+from adadagrad.report.style import DARK, LIGHT
+from adadagrad.report.table import comparison_table
+
+
+def report_html(runs: Sequence[Run], title: str | None = None) -> str:
+    """Write the report of one or several runs as a page.
+
+    Args:
+        runs: At least one run, in the order of the table.
+        title: Heading of the page; None names the runs.
+
+    Returns:
+        The page: no script, no external style, font or picture; legible in light and dark.
+
+    Raises:
+        MissingExtra: jinja2 or matplotlib is not installed.
+    """
+    try:
+        import jinja2
+    except ImportError as error:
+        raise MissingExtra("jinja2", "report") from error
+    source = resources.files("adadagrad.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return environment.from_string(source).render(
+        title=title or _title(runs),
+        table=comparison_table(runs),
+        figures=[(plot, plot.svg()) for plot in plots(runs)],
+        runs=[(run, _settings(run)) for run in runs],
+        light=LIGHT,
+        dark=DARK,
+    )
+
+
+def write_report(runs: Sequence[Run], path: str | Path, title: str | None = None) -> Path:
+    """Write the report to a file, whose folder is made where it is missing.
+
+    Args:
+        runs: At least one run.
+        path: The HTML file; one that exists is replaced.
+        title: Heading of the page; None names the runs.
+
+    Returns:
+        The path.
+    """
+    path = Path(path)
+    page = report_html(runs, title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _title(runs: Sequence[Run]) -> str:
+    names = [run.name for run in runs]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _settings(run: Run) -> list[tuple[str, str]]:
+    """The start record in words, without what only a machine reads."""
+    hidden = {"kind", "version", "time", "samples_seen"}
+    return [(key.replace("_", " "), str(value)) for key, value in run.start.items() if key not in hidden]

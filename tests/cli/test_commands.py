@@ -1,0 +1,339 @@
+"""The commands from end to end, in this process, on few samples of real data."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adadagrad.cli import main
+from adadagrad.cli import train as train_module
+from adadagrad.cli.directory import new_directory
+from adadagrad.cli.progress import PlainProgress
+from adadagrad.core.errors import InvalidArgument
+from adadagrad.core.records import Decision
+from adadagrad.report.reader import read_run
+from tests.cli.mnist_folder import write_mnist
+
+for package in ("tyro", "sklearn", "matplotlib", "jinja2"):
+    pytest.importorskip(package)
+
+SHORT = ["--data", "digits", "--samples", "600", "--global-batch-size", "16", "--eta", "0.5", "--measure-every", "2"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def records(directory: Path) -> list[dict[str, Any]]:
+    """The log without what differs from run to run: times."""
+    times = {"time", "seconds", "measure_seconds"}
+    lines = (directory / "run.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in times} for line in lines]
+
+
+def test_train_leaves_a_whole_run_directory(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *SHORT, "--out", "here"]) == 0
+    assert {path.name for path in Path("here").iterdir()} == {
+        "config.toml",
+        "run.jsonl",
+        "checkpoint.pt",
+        "report.html",
+    }
+    run = read_run("here")
+    assert run.end is not None
+    assert run.steps[-1].samples_seen == 600
+    assert sum(step.global_batch_size for step in run.steps) == 600
+    assert run.steps[-1].global_batch_size > 16 or run.steps[-2].global_batch_size > 16
+    assert 5 <= len(run.series("val/accuracy")) <= 30
+    assert run.logs[-1].samples_seen == 600
+    output = capsys.readouterr()
+    assert "best validation accuracy" in output.out
+    assert "report: here" in output.out
+    assert "100%" in output.err
+
+
+def test_the_same_seed_gives_the_same_log_and_another_seed_another() -> None:
+    for name, seed in (("one", "3"), ("two", "3"), ("three", "4")):
+        assert main(["train", *SHORT, "--seed", seed, "--out", name]) == 0
+    assert records(Path("one")) == records(Path("two"))
+    assert records(Path("one"))[1:] != records(Path("three"))[1:]
+
+
+def test_evaluating_more_often_changes_nothing_else() -> None:
+    main(["train", *SHORT, "--evaluations", "1", "--out", "few"])
+    main(["train", *SHORT, "--evaluations", "30", "--out", "many"])
+    few, many = ([r for r in records(Path(name)) if r["kind"] == "step"] for name in ("few", "many"))
+    assert few == many
+
+
+def test_config_of_a_run_repeats_it() -> None:
+    main(["train", *SHORT, "--lr", "0.02", "--out", "first"])
+    assert main(["train", "--config", "first/config.toml", "--out", "again"]) == 0
+    assert records(Path("first")) == records(Path("again"))
+    assert Path("first/config.toml").read_text() == Path("again/config.toml").read_text()
+
+
+@pytest.mark.parametrize("policy", ["constant", "inner-product", "augmented", "coordinate", "staged", "geometric"])
+def test_every_policy_trains(policy: str) -> None:
+    more = ["--stages", "0:16 100:32", "--every-samples", "200"]
+    assert main(["train", *SHORT, *more, "--policy", policy, "--out", "run"]) == 0
+    assert read_run("run").steps[0].global_batch_size == 16
+
+
+@pytest.mark.parametrize("optimizer", ["adagrad", "adagrad-norm", "sgd", "adam", "adamw"])
+def test_every_optimizer_trains(optimizer: str) -> None:
+    more = ["--optimizer", optimizer, "--lr-schedule", "cosine", "--max-grad-norm", "1"]
+    assert main(["train", *SHORT, *more, "--out", "run"]) == 0
+
+
+def test_mnist_in_a_folder_is_evaluated_as_test(folder: Path) -> None:
+    write_mnist(folder / "mnist", train=60, test=10)
+    arguments = ["--data", "mnist:mnist", "--model", "cnn", "--samples", "64", "--global-batch-size", "8"]
+    assert main(["train", *arguments, "--out", "run"]) == 0
+    assert "test/accuracy" in read_run("run").logs[-1].metrics
+
+
+def test_compare_trains_three_ways_on_equal_samples(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--samples", "800", "--small-batch-size", "8", "--large-batch-size", "200", "--global-batch-size", "8"]
+    assert main(["compare", *arguments]) == 0
+    runs = [read_run(Path("runs/compare-001") / name) for name in ("constant-8", "constant-200", "norm")]
+    assert [run.steps[-1].samples_seen for run in runs] == [800, 800, 800]
+    assert [len(run.steps) for run in runs[:2]] == [100, 4]
+    assert 4 <= len(runs[2].steps) < 100
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("constant-8", "constant-200", "norm", "best validation accuracy"))
+    page = Path("runs/compare-001/report.html").read_text()
+    assert page.count("<svg") == 5
+    assert page.count("<details>") == 3
+
+
+def test_report_of_runs_that_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", *SHORT, "--out", "a"])
+    whole = Path("a/run.jsonl").read_bytes()
+    Path("b").mkdir()
+    Path("b/run.jsonl").write_bytes(whole[: len(whole) // 2])
+    capsys.readouterr()
+    assert main(["report", "a", "b", "-o", "both.html"]) == 0
+    assert "b: stopped before its end" in capsys.readouterr().out
+    assert "stopped before its end" in Path("both.html").read_text()
+    assert main(["report", "b"]) == 0
+    assert Path("b/report.html").is_file()
+    assert main(["report", "a", "-o", "a"]) == 2
+    assert "--out a cannot be written: Is a directory" in capsys.readouterr().err
+
+
+class PressesCtrlC(PlainProgress):
+    """Sends SIGINT to this process in one step."""
+
+    at = 20
+
+    def step(self, decision: Decision) -> None:
+        super().step(decision)
+        if decision.step == self.at:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_leaves_a_run_that_resumes_as_if_nothing_had_been(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["train", *SHORT, "--policy", "inner-product", "--out", "whole"])
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "progress_display", PressesCtrlC)
+        assert main(["train", *SHORT, "--policy", "inner-product", "--out", "run"]) == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "stopped: continue with adadagrad train --resume --out run" in capsys.readouterr().err
+    stopped = read_run("run")
+    assert stopped.end is None
+    assert stopped.steps[-1].step == 20
+    assert Path("run/report.html").is_file()
+    assert main(["train", "--resume", "--out", "run"]) == 0
+    assert records(Path("run")) == records(Path("whole"))
+    ours, theirs = (torch.load(f"{name}/checkpoint.pt")["engine"]["model"] for name in ("run", "whole"))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_a_killed_run_resumes_from_its_last_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(PlainProgress):
+        def step(self, decision: Decision) -> None:
+            if decision.step == 25:
+                raise SystemExit(9)
+
+    main(["train", *SHORT, "--policy", "constant", "--out", "whole"])
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "progress_display", Killed)
+        with pytest.raises(SystemExit):
+            main(["train", *SHORT, "--policy", "constant", "--out", "run"])
+    with Path("run/run.jsonl").open("a") as log:
+        log.write('{"kind": "step", "st')
+    assert main(["train", "--resume", "--out", "run"]) == 0
+    assert records(Path("run")) == records(Path("whole"))
+
+
+def test_ctrl_c_in_a_comparison_reports_what_is_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train_module, "progress_display", PressesCtrlC)
+    arguments = ["--samples", "800", "--small-batch-size", "8", "--large-batch-size", "200", "--out", "three"]
+    assert main(["compare", *arguments]) == 130
+    assert [path.name for path in sorted(Path("three").iterdir())] == ["constant-8", "report.html"]
+    assert "constant-8: stopped before its end, at 160 of 800 samples" in capsys.readouterr().out
+
+
+def test_without_the_report_extra_the_run_is_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert main(["train", *SHORT, "--out", "run"]) == 0
+    assert "no report: jinja2 is not installed: pip install 'adadagrad[report]'" in capsys.readouterr().err
+    assert read_run("run").end is not None
+
+
+def test_numbered_directories(folder: Path) -> None:
+    assert str(new_directory(None, "train")) == "runs/train-001"
+    (folder / "runs" / "train-007").mkdir()
+    (folder / "runs" / "train-old").mkdir()
+    assert str(new_directory(None, "train")) == "runs/train-008"
+    assert str(new_directory(None, "compare")) == "runs/compare-001"
+
+
+def test_a_directory_with_something_in_it_is_refused(folder: Path) -> None:
+    (folder / "empty").mkdir()
+    assert new_directory(Path("empty"), "train") == Path("empty")
+    (folder / "full").mkdir()
+    (folder / "full" / "notes.txt").write_text("mine")
+    for out in ("full", "full/notes.txt"):
+        with pytest.raises(InvalidArgument, match=f"--out {out} is not an empty folder"):
+            new_directory(Path(out), "train")
+    with pytest.raises(InvalidArgument, match=r"--out full/notes\.txt/run cannot be made"):
+        new_directory(Path("full/notes.txt/run"), "train")
+
+
+def _full(folder: Path) -> None:
+    (folder / "full").mkdir()
+    (folder / "full" / "run.jsonl").write_text('{"kind": "start"}\nbroken\n{"kind": "end"}\n')
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tran"], "unknown command 'tran': did you mean train? known: compare, report, train"),
+        (["train", "--policy", "nrom"], "unknown policy 'nrom': did you mean norm"),
+        (["train", "--model", "mpl"], "unknown model 'mpl': did you mean mlp"),
+        (["train", "--optimizer", "adagard"], "unknown optimizer 'adagard': did you mean adagrad"),
+        (["train", "--data", "digit"], "unknown data 'digit': did you mean digits"),
+        (["train", "--data", "mnist:nowhere"], "nowhere is not a folder"),
+        (["train", "--data", "mnist:full"], "full holds neither train-images-idx3-ubyte nor"),
+        (["train", "--eta", "0"], "eta must be > 0, got 0.0"),
+        (["train", "--eta", "nan"], "eta must be > 0, got nan"),
+        (["train", "--max-batch-size", "32"], "max_batch_size must be >= global_batch_size"),
+        (["train", "--micro-batch-size", "0"], "micro_batch_size must be >= 1, got 0"),
+        (["train", "--epochs", "0"], "epochs must be > 0, got 0"),
+        (["train", "--samples", "-5"], "total_samples must be >= 1, got -5"),
+        (["train", "--evaluations", "0"], "evaluations must be >= 1, got 0"),
+        (["train", "--threads", "-1"], "threads must be >= 0, got -1"),
+        (["train", "--measure-every", "0"], "every must be >= 1, got 0"),
+        (["train", "--device", "nonsense"], "--device nonsense cannot be used here: "),
+        (["train", "--policy", "staged"], "--stages must be given with staged"),
+        (["train", "--config", "none.toml"], "config none.toml cannot be read"),
+        (["train", "--out", "full"], "--out full is not an empty folder"),
+        (["train", "--resume", "--out", "full"], "full holds no config.toml"),
+        (["compare", "--out", "full"], "--out full is not an empty folder"),
+        (["compare", "--eta", "-1"], "eta must be > 0, got -1.0"),
+        (["report", "nowhere"], "nowhere does not exist"),
+        (["report", "full"], "full/run.jsonl, line 2: not a record"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_no_trace(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    _full(folder)
+    assert main(arguments) == 2
+    output = capsys.readouterr()
+    assert output.err.startswith("adadagrad: ")
+    assert message in output.err
+    assert output.err.count("\n") == 1
+    assert "Traceback" not in output.err + output.out
+    assert not list(folder.glob("runs/*"))
+    assert [path.name for path in (folder / "full").iterdir()] == ["run.jsonl"]
+
+
+DIVERGING = [*SHORT, "--policy", "constant", "--optimizer", "sgd", "--lr", "1e30"]
+
+
+def test_a_run_that_diverges_stops_with_its_step_and_stays_readable(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *DIVERGING, "--on-nonfinite", "stop", "--out", "run"]) == 2
+    assert "gradient of step" in capsys.readouterr().err
+    run = read_run("run")
+    assert run.skipped == 1
+    assert main(["report", "run"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        ([], 2, "usage: adadagrad COMMAND"),
+        (["--help"], 0, "usage: adadagrad COMMAND"),
+        (["--version"], 0, "adadagrad 0."),
+    ],
+)
+def test_help_and_version(capsys: pytest.CaptureFixture[str], arguments: list[str], status: int, text: str) -> None:
+    assert main(arguments) == status
+    assert text in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["train", "compare", "report"])
+def test_help_of_each_command(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert f"usage: adadagrad {command}" in text
+    if command != "report":
+        for flag in ("--data", "--model", "--policy", "--eta", "--lr", "--seed", "--out", "--config"):
+            assert flag in text
+
+
+def test_unknown_flags_are_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--etta", "0.1"])
+    assert ended.value.code == 2
+    output = capsys.readouterr()
+    assert "--eta" in output.err + output.out
+
+
+def test_keyboard_interrupt_outside_a_run_is_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> Callable[..., int]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_module, "load_data", interrupted)
+    assert main(["train"]) == 130
+    assert capsys.readouterr().err == "adadagrad: interrupted\n"
+
+
+@pytest.mark.parametrize(("more", "threads"), [([], 1), (["--threads", "2"], 2)])
+def test_threads_are_set_for_the_run_and_given_back(
+    monkeypatch: pytest.MonkeyPatch, more: list[str], threads: int
+) -> None:
+    during: list[int] = []
+
+    class Looks(PlainProgress):
+        def step(self, decision: Decision) -> None:
+            during.append(torch.get_num_threads())
+
+    monkeypatch.setattr(train_module, "progress_display", Looks)
+    before = torch.get_num_threads()
+    assert main(["train", *SHORT, *more, "--out", "run"]) == 0
+    assert set(during) == {threads}
+    assert torch.get_num_threads() == before

@@ -1,0 +1,126 @@
+"""Every name makes what it says, and an unknown one is answered with the nearest."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from adadagrad.cli.config import BatchOptions, OptimizerOptions, PolicyOptions
+from adadagrad.cli.data import DataSource
+from adadagrad.cli.names import MODELS, OPTIMIZERS, POLICIES, make_model, make_optimizer, make_policy, make_schedule
+from adadagrad.core.errors import InvalidArgument, UnknownName
+
+OPTIONS = PolicyOptions(
+    eta=0.5, theta=0.3, nu=2.0, stages="0:8 1K:16", end_batch_size=96, ramp_samples=500, increment=32, every_samples=100
+)
+
+
+def data(*shape: int) -> DataSource:
+    sets = TensorDataset(torch.zeros(5, *shape), torch.arange(5))
+    return DataSource(name="zeros", train=sets, held_out=sets, split="val")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("norm", "NormTest(eta=0.5, finite_population='off')"),
+        ("inner-product", "InnerProductTest(theta=0.3, finite_population='off')"),
+        ("augmented", "AugmentedInnerProductTest(theta=0.3, nu=2.0, finite_population='off')"),
+        ("coordinate", "CoordinateNormTest(eta=0.5, reduction='max', quantile=None, finite_population='off')"),
+        ("constant", "ConstantBatch(global_batch_size=32)"),
+        ("staged", "StagedBatch(stages=((0, 8), (1000, 16)))"),
+        ("linear", "LinearBatch(start=32, end=96, ramp_samples=500, increment=32)"),
+        ("geometric", "GeometricBatch(start=32, factor=2.0, every_samples=100, end=96)"),
+    ],
+)
+def test_policies(name: str, text: str) -> None:
+    assert repr(make_policy(BatchOptions(policy=name, global_batch_size=32), OPTIONS)) == text
+    assert name in POLICIES
+
+
+def test_quantile_is_given_to_the_reduction_that_has_one() -> None:
+    options = PolicyOptions(reduction="quantile", quantile=0.8)
+    assert "quantile=0.8" in repr(make_policy(BatchOptions(policy="coordinate"), options))
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"), [("staged", "stages"), ("linear", "end-batch-size"), ("geometric", "every-samples")]
+)
+def test_an_option_that_a_policy_cannot_do_without(name: str, flag: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"--{flag} must be given with {name}"):
+        make_policy(BatchOptions(policy=name), PolicyOptions())
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_optimizers(name: str) -> None:
+    options = OptimizerOptions(optimizer=name, lr=0.3, weight_decay=0.1)
+    group = make_optimizer(nn.Linear(2, 2), options).param_groups[0]
+    assert (group["lr"], group["weight_decay"], len(group["params"])) == (0.3, 0.1, 2)
+
+
+def test_frozen_parameters_are_left_to_themselves() -> None:
+    model = nn.Linear(2, 2)
+    model.bias.requires_grad_(False)
+    assert len(make_optimizer(model, OptimizerOptions()).param_groups[0]["params"]) == 1
+
+
+def test_what_torch_refuses_is_said_in_our_words() -> None:
+    with pytest.raises(InvalidArgument, match=r"--optimizer sgd: .*-1"):
+        make_optimizer(nn.Linear(2, 2), OptimizerOptions(optimizer="sgd", lr=-1.0))
+
+
+def test_schedules() -> None:
+    assert make_schedule(OptimizerOptions()) is None
+    cosine = make_schedule(OptimizerOptions(lr_schedule="cosine", warmup_samples=10, lr_floor=0.1))
+    assert cosine is not None
+    assert [round(cosine(t, 110), 3) for t in (5, 10, 110)] == [0.5, 1.0, 0.1]
+    linear = make_schedule(OptimizerOptions(lr_schedule="linear"))
+    assert linear is not None
+    assert linear(50, 100) == 0.5
+    step = make_schedule(OptimizerOptions(lr_schedule="step", lr_milestones="10:0.5, 20:0.1"))
+    assert step is not None
+    assert [step(t, 100) for t in (0, 10, 25)] == [1.0, 0.5, 0.1]
+    with pytest.raises(InvalidArgument, match=r"--lr-milestones must be like .*, got '10'"):
+        make_schedule(OptimizerOptions(lr_schedule="step", lr_milestones="10"))
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("size", [8, 28])
+def test_models_fit_the_data(name: str, size: int) -> None:
+    model = make_model(name, data(1, size, size))
+    assert model(torch.zeros(3, 1, size, size)).shape == (3, 5)
+
+
+def test_the_papers_network_has_its_sizes() -> None:
+    shapes = [tuple(p.shape) for p in make_model("cnn", data(1, 28, 28)).parameters()]
+    assert shapes == [(16, 1, 5, 5), (16,), (32, 16, 5, 5), (32,), (5, 1568), (5,)]
+
+
+def test_cnn_needs_images() -> None:
+    with pytest.raises(InvalidArgument, match=r"--model cnn needs images .* got inputs of shape \(7,\)"):
+        make_model("cnn", data(7))
+
+
+def test_own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_model.py").write_text("from torch import nn\nmake = lambda: nn.Linear(2, 2)\nother = lambda: 3\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert isinstance(make_model("own_model:make", data(2)), nn.Linear)
+    with pytest.raises(InvalidArgument, match=r"must return a torch\.nn\.Module, got int"):
+        make_model("own_model:other", data(2))
+
+
+def test_unknown_names_get_the_nearest() -> None:
+    with pytest.raises(UnknownName, match="unknown policy 'nrom': did you mean norm"):
+        make_policy(BatchOptions(policy="nrom"), PolicyOptions())
+    with pytest.raises(UnknownName, match="unknown optimizer 'adagrad_norm': did you mean adagrad-norm"):
+        make_optimizer(nn.Linear(2, 2), OptimizerOptions(optimizer="adagrad_norm"))
+    with pytest.raises(UnknownName, match="unknown lr-schedule 'cosin': did you mean cosine"):
+        make_schedule(OptimizerOptions(lr_schedule="cosin"))
+    with pytest.raises(UnknownName, match=r"unknown model 'resnet'.*known: cnn, logistic, mlp"):
+        make_model("resnet", data(2))

@@ -1,0 +1,60 @@
+"""The table's numbers, by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from adadagrad.report.reader import read_run, read_runs
+from adadagrad.report.run import accuracy_metric
+from adadagrad.report.table import comparison_table, summarize, table_text
+from tests.report.logs import end, log, small_run, start, step, write
+
+
+def test_row_by_hand(tmp_path: Path) -> None:
+    row = summarize(read_run(write(tmp_path, small_run())))
+    assert (row.steps, row.mean_batch_size, row.last_batch_size, row.samples) == (4, 24.0, 32, 96)
+    assert (row.seconds, row.measure_seconds) == (0.4, 0.04)
+    assert (row.best_accuracy, row.last_accuracy) == (0.75, 0.625)
+
+
+def test_last_step_that_the_budget_cut_is_not_the_last_batch_size(tmp_path: Path) -> None:
+    records = [start(total_samples=40), step(1, 16, 16), step(2, 32, 16), step(3, 40, 8), end(3, 40)]
+    row = summarize(read_run(write(tmp_path, records)))
+    assert row.last_batch_size == 16
+    assert row.mean_batch_size == 40 / 3
+
+
+def test_a_batch_that_shrank_before_the_end_counts(tmp_path: Path) -> None:
+    records = [start(total_samples=100), step(1, 16, 16), step(2, 24, 8)]
+    assert summarize(read_run(write(tmp_path, records))).last_batch_size == 8
+
+
+def test_text_and_notes(tmp_path: Path) -> None:
+    write(tmp_path / "whole", small_run())
+    write(tmp_path / "stopped", [*small_run()[:4], {"kind": "skip", "step": 3, "samples_seen": 32}])
+    table = comparison_table(read_runs([tmp_path / "whole", tmp_path / "stopped"]))
+    assert table.cells[0] == ["whole", "4", "24.0", "32", "96", "0.40", "0.04", "0.7500", "0.6250"]
+    assert table.headings[-2:] == ["best validation accuracy", "last validation accuracy"]
+    assert table.notes == [
+        "stopped: stopped before its end, at 32 of 96 samples",
+        "stopped: 1 update skipped (non-finite gradient)",
+    ]
+    lines = table_text(table).splitlines()
+    assert len(lines) == 6
+    assert lines[2].startswith("whole  ")
+
+
+def test_run_without_a_step(tmp_path: Path) -> None:
+    table = comparison_table([read_run(write(tmp_path / "empty", [start()]))])
+    assert table.cells == [["empty", "0", "-", "-", "0", "0.00", "0.00", "-", "-"]]
+
+
+def test_validation_goes_before_test_and_both_before_others(tmp_path: Path) -> None:
+    def run_with(*names: str) -> str | None:
+        records = [start(), *(log(1, 1, 0.5, name=name) for name in names)]
+        return accuracy_metric([read_run(write(tmp_path, records))])
+
+    assert run_with("train/accuracy", "test/accuracy", "val/accuracy") == "val/accuracy"
+    assert run_with("train/accuracy", "test/accuracy") == "test/accuracy"
+    assert run_with("val/loss", "train/accuracy") == "train/accuracy"
+    assert run_with("val/loss") is None
