@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from adadagrad.batching import Assembler, make_plan, make_source
 from adadagrad.checkpoint import load_checkpoint, random_states, save_checkpoint, set_random_states
 from adadagrad.core.checks import check_choice, check_integer, check_positive
-from adadagrad.core.errors import InvalidArgument, NonFiniteGradient, StepError
+from adadagrad.core.errors import CorruptCheckpoint, InvalidArgument, NonFiniteGradient, StepError
 from adadagrad.core.protocols import BatchSizePolicy, LearningRateSchedule
 from adadagrad.core.records import Decision, GradientStatistics, Observation
 from adadagrad.core.settings import Bounds, Measure
@@ -122,15 +122,13 @@ class AdaptiveBatch:
         if max_batch_size is not None and global_batch_size is not None:
             check_bounds(self.bounds, global_batch_size=global_batch_size, max_batch_size=max_batch_size)
         self.max_batch_size = largest_batch(max_batch_size, self.dataset_size, self.total_samples)
-        self.global_batch_size = first_batch(policy, global_batch_size, self.max_batch_size, self.bounds)
+        self.global_batch_size = first_batch(
+            policy, global_batch_size, max_batch_size, self.max_batch_size, self.bounds
+        )
         self._gradients = Gradients(model, optimizer)
         self.learning_rate = LearningRate(optimizer, lr_schedule, self.total_samples)
         self.measuring = Measuring(model, optimizer, policy, measure)
-        if self.measuring.enabled and policy.needs and self.global_batch_size < self.measuring.smallest_batch:
-            raise InvalidArgument(
-                f"global_batch_size must be >= {self.measuring.smallest_batch} for {self.measuring.estimator!r} to "
-                f"measure any noise, got {self.global_batch_size}"
-            )
+        self.measuring.refuse_small(self.global_batch_size)
         self.samples_seen = self.samples_drawn = self.steps = self.skipped = 0
         self.seconds = 0.0
         self._skipped_in_a_row = 0
@@ -151,8 +149,14 @@ class AdaptiveBatch:
 
         Raises:
             StepError: The last step was not updated.
+            InvalidArgument: `log_dir` holds the log of another run.
         """
         if not self._begun:
+            if self._log.position > 0:
+                raise InvalidArgument(
+                    f"log_dir holds the log of another run, {self._log.path}: choose an empty directory, or continue "
+                    "that run with engine.load(...)"
+                )
             self._begun = True
             self._log.write("start", start_record(self))
         try:
@@ -193,6 +197,8 @@ class AdaptiveBatch:
         values = {name: float(value) for name, value in metrics.items()}
         record = {"step": self.steps, "samples_seen": self.samples_seen, "metrics": values}
         self._log.write("log", {**record, "seconds": self.seconds})
+        if self._step is None:  # outside the loop, which closes the file when it ends
+            self._log.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that resuming needs: model, optimizer, random states, position, sizes.
@@ -241,8 +247,8 @@ class AdaptiveBatch:
         self.skipped, self._skipped_in_a_row = state["skipped"]
         self.seconds, self.measuring.instrument.seconds = state["seconds"]
         self._last_checkpoint = self.samples_seen
-        self._begun = self.steps > 0
         self._log.cut_back(state["log_position"])
+        self._begun = self._log.position > 0
         set_random_states(state["random"])
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -260,9 +266,12 @@ class AdaptiveBatch:
             path: The file.
 
         Raises:
-            CorruptCheckpoint: The file is missing, damaged, or no checkpoint.
+            CorruptCheckpoint: The file is missing, damaged, or no checkpoint of an engine.
         """
-        self.load_state_dict(load_checkpoint(path)["engine"])
+        content = load_checkpoint(path)
+        if "engine" not in content:
+            raise CorruptCheckpoint(f"{path} is a checkpoint, but not of an engine: use a file that engine.save wrote")
+        self.load_state_dict(content["engine"])
 
     def _update(self, step: Step) -> Decision:
         """Finish a complete step; called by `Step.update`."""
@@ -283,7 +292,7 @@ class AdaptiveBatch:
         gradients.clear()
         self.samples_seen += step.global_batch_size
         self._skipped_in_a_row = 0
-        if self.steps == 1:
+        if self.steps - self.skipped == 1:
             self.measuring.check_second_moments()
         return self._decide(step, loss, statistics, reason)
 
@@ -373,7 +382,7 @@ class AdaptiveBatch:
     def _abandon(self) -> None:
         """Undo a step that was left in the middle: forget its gradient and let its examples come again."""
         if self._step is not None and not self._step.finished:
-            self.measuring.instrument.discard()
+            self.measuring.undo()
             self._gradients.clear()
             self._assembler.seek(self.samples_drawn)
         self._step = None

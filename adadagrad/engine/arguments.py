@@ -86,13 +86,16 @@ def largest_batch(max_batch_size: int | None, dataset_size: int, total_samples: 
     return min(max_batch_size, limit)
 
 
-def first_batch(policy: BatchSizePolicy, global_batch_size: int | None, cap: int, bounds: Bounds) -> int:
+def first_batch(
+    policy: BatchSizePolicy, global_batch_size: int | None, max_batch_size: int | None, cap: int, bounds: Bounds
+) -> int:
     """Return the first step's batch size: the schedule's, the user's, or the default.
 
     Args:
         policy: A schedule says what it wants before any sample; a test does not.
         global_batch_size: What the user says, or None.
-        cap: The largest batch.
+        max_batch_size: The user's cap, or None.
+        cap: The largest batch, which the data set and the budget bound too.
         bounds: For the multiple.
 
     Returns:
@@ -112,6 +115,12 @@ def first_batch(policy: BatchSizePolicy, global_batch_size: int | None, cap: int
             raise InvalidArgument(
                 f"global_batch_size={global_batch_size} contradicts {policy!r}, which starts at {size}: leave it out"
             )
+    if size is not None and size > cap and max_batch_size is None:
+        raise InvalidArgument(
+            f"{policy!r} starts at {size} examples, but data set and budget hold {cap}: lower it or train on more"
+            if global_batch_size is None
+            else f"global_batch_size must not exceed the {cap} examples that data set and budget hold, got {size}"
+        )
     if size is None:
         size = max(bounds.multiple_of, min(DEFAULT_BATCH_SIZE, cap) // bounds.multiple_of * bounds.multiple_of)
     check_bounds(bounds, global_batch_size=size, max_batch_size=cap)

@@ -31,6 +31,8 @@ class LearningRate:
     ) -> None:
         self._optimizer, self._schedule, self._total = optimizer, schedule, total_samples
         self._initial = [float(group["lr"]) for group in optimizer.param_groups]
+        self._set: list[float] | None = None
+        """The rates as last set here, to see whether somebody else has changed them."""
         if schedule is not None and getattr(optimizer.step, "_wrapped_by_lr_sched", False):
             raise InvalidArgument(
                 "lr_schedule would be a second owner of the learning rate beside the torch scheduler that is attached "
@@ -49,15 +51,24 @@ class LearningRate:
 
         Args:
             samples_seen: Examples whose update has been applied.
+
+        Raises:
+            InvalidArgument: Somebody else has changed a rate since the last step.
         """
         if self._schedule is None:
             return
+        if self._set is not None and [float(group["lr"]) for group in self._optimizer.param_groups] != self._set:
+            raise InvalidArgument(
+                "the learning rate was changed between two steps, and lr_schedule would overwrite it: leave "
+                "lr_schedule out to set the rate yourself"
+            )
         factor = self._schedule(samples_seen, self._total)
         for group, initial in zip(self._optimizer.param_groups, self._initial, strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(initial * factor)
             else:
                 group["lr"] = initial * factor
+        self._set = [float(group["lr"]) for group in self._optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the initial rates."""
@@ -69,4 +80,4 @@ class LearningRate:
         Args:
             state: What `state_dict` returned.
         """
-        self._initial = [float(value) for value in state["initial"]]
+        self._initial, self._set = [float(value) for value in state["initial"]], None

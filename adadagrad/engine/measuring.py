@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from adadagrad.batching.plan import split_batch, split_units
-from adadagrad.core.errors import BatchCoupledModule, InvalidArgument, InvalidMeasurement, UncoveredParameter
+from adadagrad.core.errors import BatchCoupledModule, InvalidArgument, UncoveredParameter
 from adadagrad.core.protocols import BatchSizePolicy
 from adadagrad.core.records import GradientStatistics
 from adadagrad.core.settings import Measure
 from adadagrad.statistics import MicroBatch, choose_estimator
 from adadagrad.statistics.base import AbstractEstimator, AbstractInstrument, Request
+from adadagrad.statistics.coverage import batch_coupled_module
 from adadagrad.statistics.planner import MeasureBudget, StepSize
+
+SECOND_MOMENTS = (torch.optim.Adagrad, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam)
+"""Optimizers of torch that keep a second moment; of optimizers from elsewhere it is seen after their first update."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +51,25 @@ class Measuring:
     ) -> None:
         self.settings = Measure() if measure is None else measure
         self.enabled = bool(policy.needs) or measure is not None
-        self._model, self._optimizer = model, optimizer
+        self._model, self._optimizer, self._needed = model, optimizer, bool(policy.needs)
         self._request = Request(
             inner_products="inner_product_variance" in policy.needs,
             coordinates=policy.coordinate_reduction,
             second_moment=self._second_moment,
         )
+        reduction = policy.coordinate_reduction
+        ours = type(optimizer).__module__.startswith(("torch.optim", "adadagrad."))
+        if (
+            reduction is not None
+            and reduction.kind == "weighted"
+            and ours
+            and not isinstance(optimizer, SECOND_MOMENTS)
+        ):
+            self._refuse_weighted()
         self._device = next((p.device.type for p in model.parameters()), "cpu")
         self._automatic = isinstance(self.settings.estimator, str)
         self.budget = MeasureBudget(self.settings.max_overhead)
+        self._credit = self.budget.credit  # before the step in progress
         chosen = choose_estimator(model) if self._automatic else self.settings.estimator
         if not isinstance(chosen, AbstractEstimator):
             raise InvalidArgument(f'estimator must be an estimator or "auto", got {chosen!r}')
@@ -66,6 +80,21 @@ class Measuring:
     def smallest_batch(self) -> int:
         """Fewest examples that a step needs for the estimator to say anything."""
         return 4 if isinstance(self.estimator, MicroBatch) else 2
+
+    def refuse_small(self, global_batch_size: int) -> None:
+        """Refuse a batch on which the policy could never be given a measurement.
+
+        Args:
+            global_batch_size: Its examples.
+
+        Raises:
+            InvalidArgument: The policy needs statistics and the estimator needs more examples.
+        """
+        if self._needed and global_batch_size < self.smallest_batch:
+            raise InvalidArgument(
+                f"global_batch_size must be >= {self.smallest_batch} for {self.estimator!r} to measure any noise, "
+                f"got {global_batch_size}"
+            )
 
     def split(self, number: int, size: int, micro_batch_size: int, *, wanted: bool) -> Split:
         """Return the split of a step, and whether it is measured.
@@ -79,6 +108,7 @@ class Measuring:
         Returns:
             The split.
         """
+        self._credit = self.budget.credit
         plain = Split(split_batch(size, micro_batch_size))
         if not (self.enabled and wanted and size >= self.smallest_batch):
             return plain
@@ -90,6 +120,13 @@ class Measuring:
             due = self.budget.due(*self.instrument.costs(sizes, self._device))
         else:
             due = (number - 1) % every == 0
+        if due and self._automatic and not isinstance(self.estimator, MicroBatch):
+            coupled = batch_coupled_module(self._model)
+            if coupled is not None:  # put into training mode since the estimator was chosen
+                warnings.warn(f"measuring with MicroBatch() from now on, because of {coupled}", stacklevel=4)
+                self._replace(MicroBatch())
+                self.refuse_small(size)
+                return plain
         return measured if due else plain
 
     def _measured_split(self, size: int, micro_batch_size: int) -> Split:
@@ -118,6 +155,7 @@ class Measuring:
         Raises:
             UncoveredParameter: The chosen estimator cannot count a parameter.
             BatchCoupledModule: The chosen estimator cannot measure a model that mixes examples.
+            InvalidArgument: The batch is too small for the estimator that replaces ``"auto"``'s first choice.
         """
         try:
             return self.instrument.finish(num_examples, weight_sq_sum, scale), ""
@@ -126,10 +164,20 @@ class Measuring:
                 raise
             warnings.warn(f"measuring with MicroBatch() from now on, because {error}", stacklevel=4)
             self._replace(MicroBatch())
+            self.refuse_small(num_examples)
             return None, "estimator replaced"
-        except InvalidMeasurement as error:
+        except Exception as error:  # whatever it is, the gradient is whole
             warnings.warn(f"a measurement failed, the step is not affected: {error}", stacklevel=4)
             return None, "measurement failed"
+
+    def undo(self) -> None:
+        """Forget the step in progress, and what its measurement cost or taught, as if it had not been begun."""
+        self.instrument.discard()
+        self.budget.credit = self._credit
+        if self._credit is None and self.settings.every == "auto":  # the first step of all: its trial runs set costs
+            seconds = self.instrument.seconds
+            self._replace(self.estimator)
+            self.instrument.seconds = seconds
 
     def check_second_moments(self) -> None:
         """Refuse the weighted reduction once an applied step has left no second moment.
@@ -141,10 +189,13 @@ class Measuring:
         if reduction is None or reduction.kind != "weighted":
             return
         if all(self._second_moment(p) is None for p in self._model.parameters()):
-            raise InvalidArgument(
-                f'reduction="weighted" needs an optimizer with second moments, got {type(self._optimizer).__name__}: '
-                "use Adagrad, Adam or AdamW, or another reduction"
-            )
+            self._refuse_weighted()
+
+    def _refuse_weighted(self) -> NoReturn:
+        raise InvalidArgument(
+            f'reduction="weighted" needs an optimizer with second moments, got {type(self._optimizer).__name__}: '
+            "use Adagrad, Adam or AdamW, or another reduction"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to measure the same steps in the same way."""

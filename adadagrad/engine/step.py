@@ -36,8 +36,6 @@ class Step:
 
     def __init__(self, engine: AdaptiveBatch, number: int, plan: BatchPlan, size: int, split: Split) -> None:
         self.engine, self.number, self.plan, self.global_batch_size, self.split = engine, number, plan, size, split
-        self.weight_sq_sum: float | None = None
-        """Sum of the squared weights with which examples enter the gradient; None for equal weights."""
         self.finished = False
         """Whether `update` has been called."""
         self._losses: list[tuple[Tensor, float]] = []
@@ -144,6 +142,7 @@ class Step:
 
         Raises:
             StepError: Micro-batches are left, or update was called before.
+            InvalidArgument: The step's weights add up to 0.
             NonFiniteGradient: The loss or gradient is not finite and ``on_nonfinite="stop"``.
         """
         if self.finished:
@@ -153,6 +152,8 @@ class Step:
                 f"{len(self.split.sizes) - self._done} of {len(self.split.sizes)} micro-batches are left: loop over "
                 "the whole step (no break), or use step.run(...), before update"
             )
+        if self._weighted and self._weights == 0:
+            raise InvalidArgument("weight is 0 for every example of the step, so its mean loss does not exist")
         self.finished = True
         return self.engine._update(self)
 
@@ -161,6 +162,11 @@ class Step:
         """Mean loss over the step's examples (or weights); waits for the device."""
         total = sum(float(loss) * factor for loss, factor in self._losses)
         return total * self.correction
+
+    @property
+    def weight_sq_sum(self) -> float | None:
+        """Sum of the squared weights with which examples enter the gradient; None for equal weights."""
+        return self._weight_squares / self._weights**2 if self._weighted else None
 
     @property
     def correction(self) -> float:
@@ -194,10 +200,8 @@ class Step:
             weights = weights.reshape(1).expand(rows) / rows
         if weights.shape != (rows,):
             raise InvalidArgument(f"weight must be a number or have shape ({rows},), got shape {tuple(weights.shape)}")
-        total = float(weights.sum())
-        if not total > 0 or bool((weights < 0).any()):
-            raise InvalidArgument("weight must not be negative and must be positive in sum")
-        self._weights += total
+        if bool((weights < 0).any()) or not bool(weights.isfinite().all()):
+            raise InvalidArgument("weight must not be negative or infinite for any example")
+        self._weights += float(weights.sum())
         self._weight_squares += float(weights.square().sum())
-        self.weight_sq_sum = self._weight_squares / self._weights**2
         return weights

@@ -1,0 +1,140 @@
+"""run.jsonl: the same seed gives the same lines; what they say; readable at any time."""
+
+from __future__ import annotations
+
+import gc
+import json
+
+import pytest
+import torch
+
+import adadagrad as ada
+from tests.engine.cases import TIMES, make_data, make_engine, make_model, mean_loss, read_log, train, weights
+from tests.engine.test_resume import CASES, build, go
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_seed_gives_the_same_log(name, tmp_path):
+    logs, final = [], []
+    for run in ("one", "two"):
+        engine = build(name, tmp_path / run, total_samples=300)
+        go(engine, 10**9)
+        logs.append(read_log(tmp_path / run))
+        final.append(weights(engine.model))
+    assert logs[0] == logs[1]
+    assert [line["kind"] for line in logs[0]] == ["start", *["step"] * (len(logs[0]) - 2), "end"]
+    assert torch.equal(*final)
+
+
+def test_another_seed_gives_another_log(tmp_path):
+    for seed in (1, 2):
+        train(make_engine(make_model(), seed=seed, log_dir=tmp_path / str(seed), total_samples=50))
+    assert read_log(tmp_path / "1")[1:] != read_log(tmp_path / "2")[1:]
+
+
+def test_only_the_times_differ(tmp_path):
+    train(make_engine(make_model(), log_dir=tmp_path, total_samples=50))
+    lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
+    assert "time" in lines[0]
+    assert all({"seconds", "measure_seconds"} <= line.keys() for line in lines[1:])
+    assert not any(key in TIMES for line in read_log(tmp_path) for key in line)
+
+
+def test_each_line_says_what_the_decision_says(tmp_path):
+    engine = make_engine(make_model(), log_dir=tmp_path, measure=ada.Measure(every=2), total_samples=120)
+    decisions = train(engine)
+    start, *lines, end = read_log(tmp_path)
+    assert start["policy"] == repr(engine.policy)
+    assert (start["dataset_size"], start["total_samples"], start["max_batch_size"]) == (203, 120, 120)
+    for d, line in zip(decisions, lines, strict=True):
+        assert line["step"] == d.step
+        assert line["samples_seen"] == line["samples_drawn"] == d.samples_seen
+        assert line["global_batch_size"] == d.observation.global_batch_size
+        assert line["next_global_batch_size"] == d.next_plan.global_batch_size
+        assert (line["loss"], line["lr"], line["reason"]) == (d.observation.loss, d.lr, d.reason)
+        g = d.observation.gradient
+        assert line["measured"] == (g is not None)
+        if g is not None:
+            assert (line["grad_norm_sq"], line["variance_trace"]) == (g.grad_norm_sq, g.variance_trace)
+            left = g.variance_trace / (g.num_examples * g.grad_norm_sq)
+            assert line["relative_variance"] == pytest.approx(left, rel=1e-12)
+            assert line["threshold"] == engine.policy.eta**2
+    assert (end["kind"], end["samples_seen"], end["steps"]) == ("end", 120, len(decisions))
+
+
+def test_every_line_is_on_disk_when_its_step_ends(tmp_path):
+    engine = make_engine(make_model(), log_dir=tmp_path, total_samples=50)
+    for step in engine:
+        step.run(mean_loss(engine.model))
+        step.update()
+        engine.log({"val/accuracy": 0.5, "count": 3})
+        lines = read_log(tmp_path)
+        assert lines[-2]["step"] == engine.steps
+        metrics = {"val/accuracy": 0.5, "count": 3.0}
+        assert lines[-1] == {
+            "kind": "log",
+            "step": engine.steps,
+            "samples_seen": engine.samples_seen,
+            "metrics": metrics,
+        }
+
+
+def test_logging_outside_the_loop_leaves_no_open_file(tmp_path):
+    engine = make_engine(make_model(), log_dir=tmp_path, total_samples=50)
+    train(engine)
+    engine.log({"test/accuracy": 1.0})
+    path = str(tmp_path / "run.jsonl")
+    assert not [f for f in gc.get_objects() if getattr(type(f), "__name__", "") == "TextIOWrapper" and f.name == path]
+    assert read_log(tmp_path)[-1]["metrics"] == {"test/accuracy": 1.0}
+
+
+def test_without_a_directory_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    engine = make_engine(make_model(), total_samples=50)
+    train(engine)
+    engine.log({"a": 1.0})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_resumed_run_in_a_new_directory_begins_with_a_start_line(tmp_path):
+    first = make_engine(make_model(), log_dir=tmp_path / "old")
+    train(first, steps=5)
+    first.save(tmp_path / "state.pt")
+    second = make_engine(make_model(), log_dir=tmp_path / "new")
+    second.load(tmp_path / "state.pt")
+    train(second, steps=2)
+    kinds = [line["kind"] for line in read_log(tmp_path / "new")]
+    assert kinds == ["start", "step", "step"]
+    assert read_log(tmp_path / "new")[0]["samples_seen"] == first.samples_seen
+
+
+def test_a_run_left_in_its_first_step_has_one_start_line(tmp_path):
+    first = make_engine(make_model(), log_dir=tmp_path)
+    for step in first:
+        next(iter(step))
+        break
+    first.save(tmp_path / "state.pt")
+    second = make_engine(make_model(), log_dir=tmp_path)
+    second.load(tmp_path / "state.pt")
+    train(second, steps=2)
+    assert [line["kind"] for line in read_log(tmp_path)] == ["start", "step", "step"]
+
+
+def test_the_loss_is_the_mean_over_the_batch_and_over_the_weights(tmp_path):
+    data, model = make_data(), make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    x, y, _, w = data.tensors
+    losses = torch.nn.functional.cross_entropy(model(x), y, reduction="none").detach()
+    for weighted in (False, True):
+        engine = make_engine(model, optimizer, data, ada.StagedBatch({0: 23}), micro_batch_size=7, total_samples=100)
+
+        def loss(batch, weighted=weighted):
+            each = torch.nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+            return ((each * batch[3]).sum(), batch[3]) if weighted else each.mean()
+
+        position = 0
+        for d in train(engine, loss):
+            rows = engine._assembler.source.order.indices(position, d.observation.global_batch_size)
+            position += len(rows)
+            expected = (losses[rows] * w[rows]).sum() / w[rows].sum() if weighted else losses[rows].mean()
+            assert d.observation.loss == pytest.approx(float(expected), rel=1e-13)
