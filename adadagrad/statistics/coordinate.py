@@ -5,8 +5,10 @@ r"""The reduced coordinate ratio of the coordinate-wise norm test, where the ten
 with V_j the variance of coordinate j of one example's gradient and g_j that coordinate of the mean gradient.
 
 What zero means: a coordinate with V_j = 0 and g_j = 0 (a frozen or unused parameter, a dead unit) says
-nothing and is left out; V_j > 0 with g_j = 0 makes the ratio infinite. If every coordinate is left out the
-ratio is 0: no noise was seen anywhere. Over ranks, sum_i g_ij^2 is added as one vector of the parameters'
+nothing and is left out; V_j > 0 with g_j = 0 makes the ratio infinite. Zero is meant up to rounding: the bias of
+an attention key, or one in front of a normalisation, has gradients that are nothing but rounding, and their ratio
+is too. If every coordinate is left out the ratio is 0: no noise was seen anywhere. A NaN anywhere makes the
+ratio NaN. Over ranks, sum_i g_ij^2 is added as one vector of the parameters'
 size before V_j is formed, so every rank reduces the same numbers to the same ratio.
 """
 
@@ -23,6 +25,9 @@ from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.records import quotient
 from adadagrad.core.reduction import CoordinateReduction
 from adadagrad.statistics.sums import WeightedSums
+
+ROUNDINGS = 64
+"""A gradient smaller than so many units in the last place of the largest one counts as zero."""
 
 
 def reduce_ratio(
@@ -62,21 +67,24 @@ def reduce_ratio(
         >>> reduce_ratio(V, g, CoordinateReduction(kind="blocks"))
         6.5
     """
-    if reduction.kind == "blocks":
-        pairs = [
-            (float(v.double().sum()), float(g.double().square().sum())) for v, g in zip(variances, means, strict=True)
-        ]
-        ratios = [quotient(v, s) for v, s in pairs if v > 0 or s > 0]
-        return max(ratios, default=0.0)
     if reduction.kind == "weighted":
         return _weighted_ratio(variances, means, second_moments)
-    flat = torch.cat([v.double().flatten() for v in variances])
-    squares = torch.cat([g.double().square().flatten() for g in means])
-    counted = (flat > 0) | (squares > 0)
+    if not variances:
+        return 0.0
+    per_tensor = [(v.double().flatten(), g.double().square().flatten()) for v, g in zip(variances, means, strict=True)]
+    if reduction.kind == "blocks":
+        per_tensor = [(v.sum().reshape(1), s.sum().reshape(1)) for v, s in per_tensor]
+    flat, squares = (torch.cat(pieces) for pieces in zip(*per_tensor, strict=True))
+    size = flat + squares
+    if bool(size.isnan().any()):
+        return math.nan
+    precision = min(torch.finfo(torch.float32).eps, max(torch.finfo(g.dtype).eps for g in means))
+    largest = size.masked_fill(size.isinf(), 0).amax() if size.numel() else 0.0
+    counted = size > (ROUNDINGS * precision) ** 2 * largest
     ratios_j = flat[counted] / squares[counted]
     if ratios_j.numel() == 0:
         return 0.0
-    if reduction.kind == "max":
+    if reduction.kind in {"max", "blocks"}:
         return float(ratios_j.max())
     assert reduction.quantile is not None
     rank = max(1, math.ceil(reduction.quantile * ratios_j.numel() - 1e-9))

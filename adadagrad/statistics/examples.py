@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from adadagrad.statistics.calls import KeptCall
 from adadagrad.statistics.fallback import rerun_gradients
-from adadagrad.statistics.recorder import KeptCall, Recorder
-from adadagrad.statistics.rules.base import chunks, squares_per_example, sum_per_example
+from adadagrad.statistics.recorder import Recorder
+from adadagrad.statistics.rules.base import chunks, dot_per_example, squares_per_example
 
 
 class Examples:
@@ -31,8 +32,13 @@ class Examples:
         assert recorder.leaf is not None
         self.n = len(recorder.leaf)
         self._model, self._fallback = model, dict(fallback)
-        self._leaf, self._kept, self._model_calls = recorder.leaf, recorder.kept, recorder.model_calls
+        self._leaf, self._kept = recorder.leaf, recorder.kept
+        self._model_calls = [call for call in recorder.model_calls if call.output_gradients]
         self._excluded = set(fallback.values())
+        self.types = {entry.gy.dtype for entry in self._kept}
+        """Precisions that the model computed in, as far as they are known."""
+        for call in self._model_calls:
+            self.types.update(call.types)
         self.rerun_sums: dict[str, Tensor] = {}
         """sum_i c_i g_i of the fallback's parameters, after `square_norms`."""
         self._uses: dict[nn.Parameter, list[tuple[KeptCall, str]]] = defaultdict(list)
@@ -72,18 +78,15 @@ class Examples:
             float64 (n,).
         """
         total = torch.zeros_like(self._leaf)
+        counted = {p: direction for p, direction in directions.items() if p not in self._excluded}
         for entry in self._kept:
-            wanted = {
-                name: directions[p].to(entry.gy.dtype)
-                for name, p in entry.call.parameters.items()
-                if p in directions and p not in self._excluded
-            }
-            if wanted:
-                total += entry.call.rule.inner_products(entry.call.layer, entry.x, entry.gy, wanted)
+            products = entry.inner_products(counted)
+            if products is not None:
+                total += products
         for part, gradients in self._rerun():
             for name, gradient in gradients.items():
                 if self._fallback[name] in directions:
-                    total[part] += sum_per_example(gradient * directions[self._fallback[name]])
+                    total[part] += dot_per_example(gradient, directions[self._fallback[name]])
         return total
 
     def weighted_square_sums(self, row_factors: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
@@ -118,7 +121,7 @@ class Examples:
 
     def _rerun(self) -> Iterator[tuple[slice, dict[str, Tensor]]]:
         """Yield the fallback's per-example gradients, added over the model's calls."""
-        if not self._fallback:
+        if not self._fallback or not self._model_calls:
             return
         streams = [rerun_gradients(self._model, self._fallback, call, self.n) for call in self._model_calls]
         for pieces in zip(*streams, strict=True):

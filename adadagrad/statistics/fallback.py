@@ -2,17 +2,20 @@ r"""The exact fallback: per-example gradients of a few parameters by rerunning t
 
 For parameters that no rule can count (used directly in a composite module's forward, in a functional call, or
 in a layer that all examples share) the gradient of example i is the vector-Jacobian product of the model on
-that example alone with the output gradient that this example received. vmap does a chunk of examples at once.
+that example alone with the output gradient that this example received. vmap does a chunk of examples at once;
+where it cannot (recurrent kernels, routing by value, a change in place), examples go one at a time.
 
-Cost: about one more forward and backward of the measured examples. Exact for deterministic models; a model that
-draws random numbers (dropout) cannot be rerun with the same draw, and is refused. The sum over examples is
-compared with the gradient that training computed, so that a wrong attribution never passes for a statistic.
+Cost: about one more forward and backward of the measured examples, one at a time in the latter case. Exact for
+deterministic models; a model that draws random numbers (dropout) cannot be rerun with the same draw, and is
+refused. The sum over examples is compared with the gradient that training computed, so that a wrong attribution
+never passes for a statistic.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,6 +26,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflat
 
 from adadagrad.core.errors import UncoveredParameter
 from adadagrad.statistics.rules.base import CHUNK_BYTES
+from adadagrad.statistics.trials import untouched
 
 MAX_EXAMPLES_AT_ONCE = 16
 """Examples that one vmapped rerun holds activations for."""
@@ -35,22 +39,42 @@ class ModelCall:
     Args:
         args: Positional arguments.
         kwargs: Keyword arguments.
+        autocast: Precision that autocast computed in, by device type; none where it was off.
         output_gradients: Output leaf number -> gradient of the loss, filled during the backward.
     """
 
     args: Any
     kwargs: dict[str, Any]
+    autocast: dict[str, torch.dtype]
     output_gradients: dict[int, Tensor] = field(default_factory=dict)
 
-    def watch(self, output: Any) -> None:
-        """Ask autograd for the gradients of the outputs.
+    @classmethod
+    def now(cls, args: Any, kwargs: dict[str, Any]) -> ModelCall:
+        """Return a call that is about to happen with these arguments."""
+        kinds = {leaf.device.type for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        return cls(args, kwargs, {k: torch.get_autocast_dtype(k) for k in kinds if torch.is_autocast_enabled(k)})
+
+    @property
+    def types(self) -> set[torch.dtype]:
+        """Precisions that the call computed in, as far as its outputs and autocast tell."""
+        return {*self.autocast.values(), *(g.dtype for g in self.output_gradients.values())}
+
+    def watch(self, output: Any) -> Any:
+        """Ask autograd for the gradients that reach the outputs from outside the model.
 
         Args:
             output: What the model returned.
+
+        Returns:
+            The same with copies of its tensors, so that one output that the model computes from another, or
+            returns twice, has a gradient of its own.
         """
-        for number, leaf in enumerate(tree_leaves(output)):
+        leaves, spec = tree_flatten(output)
+        for number, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor) and leaf.requires_grad:
-                leaf.register_hook(partial(self._keep, number))  # type: ignore[no-untyped-call]
+                leaves[number] = leaf.clone()
+                leaves[number].register_hook(partial(self._keep, number))
+        return tree_unflatten(leaves, spec)
 
     def _keep(self, number: int, gradient: Tensor) -> None:
         known = self.output_gradients.get(number)
@@ -79,8 +103,6 @@ def rerun_gradients(
     numbers = sorted(call.output_gradients)
     gradients = [call.output_gradients[number] for number in numbers]
     names = ", ".join(parameters)
-    if not gradients:
-        return
     if any(g.dim() == 0 or g.shape[0] != n for g in gradients):
         raise UncoveredParameter(
             f"{names}: no rule counts this gradient, and the model returns a value without a batch dimension, "
@@ -88,22 +110,28 @@ def rerun_gradients(
             "estimator=MicroBatch()"
         )
     rerun = _Rerun(model, parameters, leaves, spec, batched, numbers)
+    autocasts = [torch.autocast(kind, dtype) for kind, dtype in call.autocast.items()]
     size = sum(p.numel() * p.element_size() for p in parameters.values())
     length = max(1, min(MAX_EXAMPLES_AT_ONCE, CHUNK_BYTES // max(1, size)))
     for start in range(0, n, length):
         part = slice(start, min(n, start + length))
         inputs = [leaf[part].detach() for leaf, is_batched in zip(leaves, batched, strict=True) if is_batched]
         try:
-            yield part, rerun(inputs, [g[part] for g in gradients])
-        except RuntimeError as error:
+            with ExitStack() as stack:
+                stack.enter_context(untouched(model))
+                for autocast in autocasts:
+                    stack.enter_context(autocast)
+                found = rerun(inputs, [g[part] for g in gradients])
+        except Exception as error:
             raise UncoveredParameter(
                 f"{names}: no rule counts this gradient, and the model cannot be rerun example by example "
-                f"({str(error).splitlines()[0]}); use estimator=MicroBatch()"
+                f"({str(error).partition(chr(10))[0]}); use estimator=MicroBatch()"
             ) from error
+        yield part, found
 
 
 class _Rerun:
-    """The vmapped vector-Jacobian product of the model on single examples."""
+    """The vector-Jacobian products of the model on single examples, vmapped or one at a time."""
 
     def __init__(
         self,
@@ -117,23 +145,45 @@ class _Rerun:
         self.model, self.leaves, self.spec, self.batched, self.numbers = model, leaves, spec, batched, numbers
         self.wanted = {name: p.detach() for name, p in parameters.items()}
         self.fixed = {name: p.detach() for name, p in model.named_parameters() if name not in parameters}
+        self.together = True
 
     def __call__(self, inputs: list[Tensor], gradients: list[Tensor]) -> dict[str, Tensor]:
-        with warnings.catch_warnings():  # that operators without a batching rule are slow has been said already
-            warnings.filterwarnings("ignore", message="There is a performance drop")
-            found: dict[str, Tensor] = torch.vmap(self._one, randomness="error")(inputs, gradients)
-        return found
+        """Return name -> (m, *parameter shape) for m examples."""
+        if self.together:
+            try:
+                with warnings.catch_warnings():  # that operators without a batching rule are slow has been said
+                    warnings.filterwarnings("ignore", message="There is a performance drop")
+                    found: dict[str, Tensor] = torch.vmap(self._one, randomness="error")(inputs, gradients)
+                return found
+            except Exception as error:
+                if "random" in str(error):
+                    raise
+                self.together = False
+        rows = [self._alone([x[i] for x in inputs], [g[i] for g in gradients]) for i in range(len(gradients[0]))]
+        return {name: torch.stack([row[name] for row in rows]) for name in self.wanted}
 
     def _one(self, inputs: list[Tensor], gradients: list[Tensor]) -> dict[str, Tensor]:
-        """Return the gradients of one example, given without batch dimension."""
+        """Return the gradients of one example, given without batch dimension, inside vmap."""
+        vjp = torch.func.vjp(lambda wanted: self._outputs(wanted, inputs), self.wanted)[1]
+        return vjp(tuple(g.unsqueeze(0) for g in gradients))[0]  # type: ignore[no-any-return]
+
+    def _alone(self, inputs: list[Tensor], gradients: list[Tensor]) -> dict[str, Tensor]:
+        """Return the same by an ordinary backward."""
+        wanted = {name: p.clone().requires_grad_() for name, p in self.wanted.items()}
+        with torch.enable_grad():
+            pairs = zip(self._outputs(wanted, inputs), gradients, strict=True)
+            reached = [(y, g.unsqueeze(0)) for y, g in pairs if y.requires_grad]
+        if not reached:
+            return {name: torch.zeros_like(p) for name, p in self.wanted.items()}
+        outputs, output_gradients = zip(*reached, strict=True)
+        found = torch.autograd.grad(outputs, list(wanted.values()), output_gradients, materialize_grads=True)
+        return dict(zip(wanted, found, strict=True))
+
+    def _outputs(self, wanted: dict[str, Tensor], inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        """Return the watched outputs of the model for one example, given without batch dimension."""
         rows = iter(inputs)
         filled = [next(rows).unsqueeze(0) if b else leaf for leaf, b in zip(self.leaves, self.batched, strict=True)]
         args, kwargs = tree_unflatten(filled, self.spec)
-
-        def outputs(wanted: dict[str, Tensor]) -> tuple[Tensor, ...]:
-            result = torch.func.functional_call(self.model, {**self.fixed, **wanted}, args, kwargs)
-            leaves = tree_leaves(result)
-            return tuple(leaves[number] for number in self.numbers)
-
-        vjp = torch.func.vjp(outputs, self.wanted)[1]
-        return vjp(tuple(g.unsqueeze(0) for g in gradients))[0]  # type: ignore[no-any-return]
+        result = torch.func.functional_call(self.model, {**self.fixed, **wanted}, args, kwargs)
+        leaves = tree_leaves(result)
+        return tuple(leaves[number] for number in self.numbers)

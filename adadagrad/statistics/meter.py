@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 
 from torch import nn
@@ -73,8 +74,9 @@ class GradientMeter:
                 "the meter holds a measurement that was not read: call meter.statistics() before the next one, or "
                 "use meter.micro_batch(...) to accumulate several micro-batches"
             )
-        self._context = self.micro_batch()
-        self._context.__enter__()
+        context = self.micro_batch()
+        context.__enter__()
+        self._context = context
         return self
 
     def __exit__(
@@ -82,28 +84,31 @@ class GradientMeter:
     ) -> None:
         assert self._context is not None
         context, self._context = self._context, None
-        if error is not None:
-            self._open = False
         context.__exit__(kind, error, trace)
 
-    def micro_batch(
-        self, num_examples: int | None = None, coefficients: Coefficients = None
-    ) -> AbstractContextManager[None]:
-        """Return the context of one micro-batch of an accumulated step.
+    @contextmanager
+    def micro_batch(self, num_examples: int | None = None, coefficients: Coefficients = None) -> Iterator[None]:
+        """Measure one micro-batch of an accumulated step; an error inside forgets the whole step.
 
         Args:
             num_examples: n, rows of the micro-batch; None reads it off the model's first tensor argument.
             coefficients: c_i, the weight of each example in the accumulated gradient: 1 / b where the loss is
                 a mean over b examples in total. None means 1 / n.
 
-        Returns:
-            A context manager.
+        Yields:
+            Nothing; forward and backward belong inside.
 
         Raises:
             LeftoverGradients: On entering the first one, where a gradient from before is still there.
+            StepError: The model is being measured already.
         """
-        self._open = True
-        return self._instrument.micro_batch(num_examples, coefficients)
+        with self._instrument.micro_batch(num_examples, coefficients):
+            self._open = True
+            try:
+                yield
+            except BaseException:
+                self._open = False
+                raise
 
     def statistics(self, num_examples: int | None = None) -> GradientStatistics:
         """Return the statistics of everything measured since the last call.

@@ -18,19 +18,22 @@ class PerExample(AbstractEstimator):
 
     In code: a tap behind every layer with a rule delivers the squared norms; inner products <g_i, g> follow
     from the layer applied to its input with g as its parameters, once g is known. Parameters that no rule can
-    count are counted by rerunning the model example by example: exact, slower, said once in a warning.
+    count are counted by rerunning the model example by example: exact, slower, said once in a warning. That
+    the counted gradients add up to the trained one is verified at the same steps, and at every step where
+    inner products are measured.
 
     When to use it: whenever examples do not influence each other. What breaks it: batch normalisation in
     training mode (`BatchCoupledModule`), dropout together with a parameter that no rule counts
-    (`UncoveredParameter`). Cost: about one more weight gradient of the measured examples for layers with
+    (`UncoveredParameter`), and, without notice, what no backward shows: a loss that couples examples
+    (contrastive), or one of several rows per example that is not said by `num_examples`. Cost: about one more weight gradient of the measured examples for layers with
     several positions, next to nothing for one position; inner products one more forward of the measured
     examples and their layer inputs and output gradients kept until the step ends; coordinate sums one more
     weight gradient.
 
     Args:
-        calibrate: Run the model twice on n + 1 examples before the first measurement, to find the batch
-            dimension of every layer and to see that examples do not mix. False trusts that the first
-            dimension is the batch everywhere.
+        calibrate: Run the model three times on a few examples at the first measurement (and at the second,
+            third, fifth, ninth, ...), to find the batch dimension of every layer and to see that examples do
+            not mix. False trusts that the first dimension is the batch everywhere.
 
     Source: closed forms of Bollapragada, Byrd, Nocedal (2018), arXiv 1710.11258; the approximate tests of
     Lau, Liu, Kolar, arXiv 2402.11215. Differs from the paper: one backward instead of an extra vmapped one.

@@ -5,58 +5,33 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from adadagrad.core.errors import AdadagradError, InvalidMeasurement
+from adadagrad.core.errors import AdadagradError, InvalidMeasurement, StepError
+from adadagrad.statistics.calls import KeptCall, LayerCall, input_to_keep
 from adadagrad.statistics.fallback import ModelCall
-from adadagrad.statistics.layout import Layout
+from adadagrad.statistics.layout import CallKey, Layout
 from adadagrad.statistics.rules import AbstractRule, find_rule
 from adadagrad.statistics.rules.base import own_parameters
 from adadagrad.statistics.taps import Forward, Tap
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LayerCall:
-    """One call of a layer whose examples are known.
-
-    Args:
-        layer: The module.
-        rule: Its rule.
-        parameters: Its trainable parameters that rules count, by their name in the layer.
-        dims: Batch dimensions of input and output.
-    """
-
-    layer: nn.Module
-    rule: AbstractRule[Any]
-    parameters: dict[str, nn.Parameter]
-    dims: tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class KeptCall:
-    """A layer call with its input and output gradient, kept until they are no longer needed.
-
-    Args:
-        call: The layer call.
-        x: Input, examples first (n, ...).
-        gy: Output gradient, examples first (n, ...).
-        names: The parameters whose squares have not been delivered through the leaf.
-    """
-
-    call: LayerCall
-    x: Tensor
-    gy: Tensor
-    names: frozenset[str]
+SEVERAL_BACKWARDS = (
+    "several backward passes ran in one measured micro-batch: add the losses first, or measure one micro-batch for "
+    "each forward and backward"
+)
 
 
 class Recorder:
     """Patched forwards of one micro-batch, and everything they found.
+
+    Every call that autograd sees gets a tap, also where nothing can be collected: activation checkpointing
+    repeats calls in the backward and expects each to save what it saved before.
 
     Args:
         model: The model.
@@ -85,20 +60,31 @@ class Recorder:
         self.leaf: Tensor | None = None
         self.kept: list[KeptCall] = []
         self.model_calls: list[ModelCall] = []
-        self.shared: set[nn.Parameter] = set()  # in a call without a batch dimension
+        self.shared: set[nn.Parameter] = set()  # in a call whose examples are not known
         self.counted: set[nn.Parameter] = set()  # delivered or kept
+        self.delivered = False  # whether any squares went through the leaf
         self.failure: Exception | None = None
         self.seconds = 0.0  # spent in taps and trial runs
         self._uses: Counter[nn.Parameter] = Counter()  # calls per parameter in this micro-batch
         self._calls: Counter[str] = Counter()  # calls per module in one forward of the model
+        self._seen: dict[tuple[str, torch.Size, torch.Size], set[tuple[int, int] | None]] = {}
         self._fired: set[LayerCall] = set()
-        self._trial = False
+        self._trial_rows = 0
+        self._inside = 0  # depth of calls of the model
         self._open = True
 
     def forwards(self) -> dict[nn.Module, Forward]:
-        """Return the replacement forward of every layer with a rule, and of the model itself."""
+        """Return the replacement forward of every layer with a rule, and of the model itself.
+
+        Raises:
+            StepError: A module is being measured already.
+        """
         found: dict[nn.Module, Forward] = {}
         for name, module in self.model.named_modules():
+            if _is_recorded(module):
+                raise StepError(
+                    f"{name or 'the model'} is being measured already: leave that measurement before another one starts"
+                )
             rule = find_rule(module)
             if rule is not None and own_parameters(module):
                 found[module] = partial(self._layer_forward, name, module, module.forward, rule)
@@ -111,26 +97,39 @@ class Recorder:
 
     def _model_forward(self, inner: Forward, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled() or self.failure is not None:
+            return self._counting_anew(inner, args, kwargs)
+        if self._fired and not _in_backward():
+            self.failure = InvalidMeasurement(SEVERAL_BACKWARDS)
             return inner(*args, **kwargs)
         self._prepare(args, kwargs)
-        if self.failure is None and self.calibrate and not self.layout.calibrated:
-            self._trial, started = True, time.perf_counter()
+        if self.n is not None and self.failure is None and self.calibrate and self.layout.due(self.n):
+            started = time.perf_counter()
             try:
-                self.layout.calibrate(self.model, partial(self._counting_anew, inner), args, kwargs, self.n or 0)
+                self.layout.calibrate(self.model, partial(self._trial, inner), args, kwargs, self.n)
             except AdadagradError as error:
                 self.failure = error
-            finally:
-                self._trial, self.seconds = False, self.seconds + time.perf_counter() - started
-        output = self._counting_anew(inner, *args, **kwargs)
+            self.seconds += time.perf_counter() - started
+        output = self._counting_anew(inner, args, kwargs)
         if self.watch_model:
-            call = ModelCall(args, kwargs)
-            call.watch(output)
+            call = ModelCall.now(args, kwargs)
+            output = call.watch(output)
             self.model_calls.append(call)
         return output
 
-    def _counting_anew(self, inner: Forward, *args: Any, **kwargs: Any) -> Any:
+    def _trial(self, inner: Forward, rows: int, args: Any, kwargs: dict[str, Any]) -> Any:
+        self._trial_rows = rows
+        try:
+            return self._counting_anew(inner, args, kwargs)
+        finally:
+            self._trial_rows = 0
+
+    def _counting_anew(self, inner: Forward, args: Any, kwargs: dict[str, Any]) -> Any:
         self._calls.clear()
-        return inner(*args, **kwargs)
+        self._inside += 1
+        try:
+            return inner(*args, **kwargs)
+        finally:
+            self._inside -= 1
 
     def _prepare(self, args: Any, kwargs: dict[str, Any]) -> None:
         """Make the leaf at the model's first call, when n is known."""
@@ -156,49 +155,78 @@ class Recorder:
         **kwargs: Any,
     ) -> Tensor:
         y = inner(*args, **kwargs)
+        x = args[0] if args else kwargs.get("input")
+        if not isinstance(x, Tensor):
+            return y
         key = (name, self._calls[name])
         self._calls[name] += 1
-        x = args[0] if args else kwargs.get("input")
-        if self._trial:
-            if isinstance(x, Tensor):
-                self.layout.note(key, layer, x, y)
-            return y
-        if not torch.is_grad_enabled() or not y.requires_grad or self.failure is not None:
-            return y
-        if self.leaf is None or not isinstance(x, Tensor):
+        if self._trial_rows:
+            self.layout.note(key, layer, x, y, self._trial_rows)
             return y
         parameters = {k: p for k, p in own_parameters(layer).items() if p not in self.excluded}
-        self._uses.update(parameters.values())
-        try:
-            dims = self.layout.batch_dims(key, x, y, len(self.leaf))
-        except KeyError:
-            self.layout.calibrated = False  # the model took a path that the trial runs did not see: look again
-            self.failure = InvalidMeasurement("the model's forward took a path that has not been seen before")
+        seen = torch.is_grad_enabled() and y.requires_grad  # by autograd
+        if self.leaf is None:
+            self.shared.update(parameters.values() if seen else ())
+            return y
+        dims = None
+        if self._inside:
+            self._uses.update(parameters.values())  # without autograd too: a checkpoint may repeat it with
+            dims = self._place(key, layer, rule, x, y, seen)
+        elif seen:
+            dims = self._place_again(name, x, y)
+        if not seen:
             return y
         if dims is None:
             self.shared.update(parameters.values())
-            return y
-        call = LayerCall(layer, rule, parameters, dims)
-        tapped: Tensor = Tap.apply(y, x.detach(), self.leaf, partial(self._collect, call))  # type: ignore[no-untyped-call]
+        call = None if dims is None or not parameters else LayerCall(name, layer, rule, parameters, dims)
+        kept = input_to_keep(x, y, call)
+        tapped: Tensor = Tap.apply(y, kept, self.leaf, partial(self._collect, call))  # type: ignore[no-untyped-call]
         return tapped
 
-    def _collect(self, call: LayerCall, x: Tensor, gy: Tensor) -> Tensor | None:
+    def _place(
+        self, key: CallKey, layer: nn.Module, rule: AbstractRule[Any], x: Tensor, y: Tensor, seen: bool
+    ) -> tuple[int, int] | None:
+        """Return where the examples of a call inside the model are, None if they are not known."""
+        assert self.leaf is not None
+        try:
+            dims = self.layout.batch_dims(key, x, y, len(self.leaf))
+        except KeyError:
+            if seen and self.failure is None:
+                self.layout.calibrated = False  # a path that the trial runs did not see: look again
+                self.failure = InvalidMeasurement("the model's forward took a path that has not been seen before")
+            return None
+        if dims is not None and not rule.accepts(layer, x, dims):
+            dims = None
+        self._seen.setdefault((key[0], x.shape, y.shape), set()).add(dims)
+        return dims
+
+    def _place_again(self, name: str, x: Tensor, y: Tensor) -> tuple[int, int] | None:
+        """Return where the examples are in a call that activation checkpointing repeats in the backward."""
+        found = self._seen.get((name, x.shape, y.shape), {None}) if _in_backward() else {None}
+        return next(iter(found)) if len(found) == 1 else None
+
+    def _collect(self, call: LayerCall | None, x: Tensor | None, gy: Tensor) -> Tensor | None:
         """Take in one call's output gradient during the backward; return its squares, or None if kept."""
-        if not self._open or self.failure is not None:
+        if call is None or not self._open or self.failure is not None:
             return None
         started = time.perf_counter()
         try:
+            if torch.is_grad_enabled():
+                raise InvalidMeasurement("a backward with create_graph=True cannot be measured: use MicroBatch()")
             if call in self._fired:
-                raise InvalidMeasurement("several backward passes ran through one forward: add the losses first")
+                raise InvalidMeasurement(SEVERAL_BACKWARDS)
+            if x is None:
+                raise InvalidMeasurement(f"the input of {call.name} was changed in place after the call")
             self._fired.add(call)
             self.counted.update(call.parameters.values())
             x, gy = x.movedim(call.dims[0], 0), gy.movedim(call.dims[1], 0)
             if x.is_floating_point():
                 x = x.to(gy.dtype)
             late = {name for name, p in call.parameters.items() if self.keep_all or self._uses[p] > 1}
-            if late or self.keep_all:
+            if late:
                 self.kept.append(KeptCall(call, x, gy, frozenset(late)))
             prompt = call.parameters.keys() - late
+            self.delivered |= bool(prompt)
             squares: Tensor | None = call.rule.square_norms(call.layer, x, gy, prompt) if prompt else None
         except Exception as error:  # a failing measurement must never harm the backward it rides on
             self.failure = error
@@ -206,3 +234,15 @@ class Recorder:
         finally:
             self.seconds += time.perf_counter() - started
         return squares
+
+
+def _is_recorded(module: nn.Module) -> bool:
+    """Whether the module's forward is a recorder's."""
+    forward = module.__dict__.get("forward")
+    method = forward.func if isinstance(forward, partial) else None
+    return isinstance(method, MethodType) and isinstance(method.__self__, Recorder)
+
+
+def _in_backward() -> bool:
+    """Whether autograd is running a backward in this thread, as activation checkpointing asks it too."""
+    return torch._C._current_graph_task_id() != -1

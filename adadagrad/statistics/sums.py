@@ -95,11 +95,17 @@ class WeightedSums:
         spread = max(self.squares_sq / self.weight - mean**2, 0.0) / self.freedom
         return math.sqrt(spread * self.weight_sq / self.weight**2)
 
+    def products_in_sum(self) -> tuple[float, float]:
+        """Return sum c_i p_i and sum c_i |p_i| over the kept products of all ranks."""
+        total = sum(float((c * p).sum()) for c, p in self.products)
+        size = sum(float((c * p).abs().sum()) for c, p in self.products)
+        total, size = sum_scalars(total, size)
+        return total, size
+
     def inner_product_variance(self) -> float:
         """Return Vp from the kept products of all ranks; NaN for fewer than two units."""
         if self.freedom <= 0:
             return math.nan
-        (total,) = sum_scalars(sum(float((c * p).sum()) for c, p in self.products))
-        mean = total / self.weight
+        mean = self.products_in_sum()[0] / self.weight
         (spread,) = sum_scalars(sum(float((c * (p - mean).square()).sum()) for c, p in self.products))
         return spread / self.weight / self.freedom

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-Collect = Callable[[Tensor, Tensor], Tensor | None]
-"""Takes a call's input and output gradient; returns this layer's share of the leaf's gradient, or None."""
+Collect = Callable[[Tensor | None, Tensor], Tensor | None]
+"""Takes a call's input (None if it was changed in place since) and output gradient; returns this layer's share of
+the leaf's gradient, or None. Must not raise, and must not build a graph."""
 
 Forward = Callable[..., Any]
 
@@ -35,7 +35,8 @@ class Tap(torch.autograd.Function):
         Args:
             ctx: Autograd's context.
             y: The layer's output, any shape; marked dirty, so that an in-place activation may follow.
-            x: The layer's detached input, kept for the backward (the layer keeps it anyway).
+            x: The layer's detached input, kept for the backward (the layer keeps it anyway), or a stand-in of its
+                shape where only the shape is needed.
             leaf: The dummy leaf, float64 (n,).
             collect: What turns input and output gradient into the statistic.
 
@@ -48,9 +49,8 @@ class Tap(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None, Tensor | None, None]:
-        """Pass the gradient through and deliver the statistic.
+        """Pass the gradient through and deliver the statistic, which is a constant to any second derivative.
 
         Args:
             ctx: Autograd's context.
@@ -59,7 +59,10 @@ class Tap(torch.autograd.Function):
         Returns:
             grad_y untouched for y, the statistic for the leaf.
         """
-        (x,) = ctx.saved_tensors
+        try:
+            (x,) = ctx.saved_tensors
+        except RuntimeError:  # changed in place: the layer itself had no need of it, so training goes on
+            x = None
         return grad_y, None, ctx.collect(x, grad_y), None
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adadagrad.core.errors import InvalidArgument, InvalidMeasurement
+from adadagrad.core.comm import all_reduce_sum, sum_scalars
+from adadagrad.core.errors import InvalidArgument, InvalidMeasurement, StepError
 from adadagrad.core.records import GradientStatistics
 from adadagrad.core.vectors import inner_product, squared_norm
 from adadagrad.statistics.base import AbstractInstrument, Coefficients, Request
@@ -52,6 +53,7 @@ class UnitInstrument(AbstractInstrument):
     def __init__(self, model: nn.Module, request: Request) -> None:
         self.model, self.request, self.seconds = model, request, 0.0
         self._step: _Step | None = None
+        self._inside = False
 
     @contextmanager
     def micro_batch(self, num_examples: int | None = None, coefficients: Coefficients = None) -> Iterator[None]:
@@ -59,13 +61,19 @@ class UnitInstrument(AbstractInstrument):
 
         Raises:
             InvalidArgument: `num_examples` is missing.
+            StepError: A micro-batch is being measured already.
         """
         if num_examples is None:
-            raise InvalidArgument("num_examples must be given: how many examples this micro-batch averages")
+            raise InvalidArgument(
+                "num_examples must be given: call micro_batch(num_examples) with how many examples it averages"
+            )
+        if self._inside:
+            raise StepError("the model is being measured already: leave that micro-batch before another one starts")
         parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         if self._step is None:
             refuse_leftovers(parameters)
             self._step = _Step()
+        step, self._inside = self._step, True
         gradients: dict[nn.Parameter, Tensor] = {}
         twice: set[nn.Parameter] = set()
         hooks = [
@@ -78,17 +86,17 @@ class UnitInstrument(AbstractInstrument):
             self.discard()
             raise
         finally:
+            self._inside = False
             for hook in hooks:
                 hook.remove()
         started = time.perf_counter()
         if twice or not gradients:
             reason = "several backward passes ran" if twice else "no backward ran"
-            self._step.failure = InvalidMeasurement(
-                f"{reason} in one measured micro-batch: run one, on the added losses"
-            )
+            step.failure = InvalidMeasurement(f"{reason} in one measured micro-batch: run one, on the added losses")
+        elif not (weight := _total_weight(coefficients, num_examples)) > 0:
+            step.failure = InvalidMeasurement(f"the weights of a measured micro-batch must add up to > 0, got {weight}")
         else:
-            weight = _total_weight(coefficients, num_examples)
-            self._add(self._step, gradients, num_examples, weight)
+            self._add(step, gradients, num_examples, weight)
         self.seconds += time.perf_counter() - started
 
     def close_group(self) -> None:
@@ -141,7 +149,7 @@ class UnitInstrument(AbstractInstrument):
         return {p: p.grad for p in self.model.parameters() if p.requires_grad and p.grad is not None}
 
     def _add(self, step: _Step, gradients: dict[nn.Parameter, Tensor], n: int, weight: float) -> None:
-        kept = gradients if self.request.inner_products else {}
+        kept = {p: gradient.clone() for p, gradient in gradients.items()} if self.request.inner_products else {}
         step.units.append(_Unit(n, weight, squared_norm(list(gradients.values())), kept))
         if self.request.coordinates is not None:
             for p, gradient in gradients.items():
@@ -153,49 +161,52 @@ class UnitInstrument(AbstractInstrument):
     ) -> GradientStatistics:
         gradients = self._gradients()
         s = float(squared_norm(list(gradients.values())))
-        units, total = step.units, sum(unit.num_examples for unit in step.units)
-        weight = sum(unit.weight for unit in units)
+        units = step.units
+        squares = sum(unit.num_examples * float(unit.norm_sq) / unit.weight**2 for unit in units)
+        count, total, weight, squares = sum_scalars(
+            len(units), sum(unit.num_examples for unit in units), sum(unit.weight for unit in units), squares
+        )
         # The mean gradient over the measured units: .grad itself (scaled since), or the noted part of it.
         divisor = weight * (scale if step.group_norm_sq is None else 1.0)
         mean_sq = (s if step.group_norm_sq is None else step.group_norm_sq) / divisor**2
-        squares = sum(unit.num_examples * float(unit.norm_sq) / unit.weight**2 for unit in units)
-        freedom = len(units) - 1
+        freedom = count - 1
         variance = max(squares - total * mean_sq, 0.0) / freedom if freedom > 0 else math.nan
-        inner = self._inner_product_variance(units, gradients) if self.request.inner_products else None
+        inner = _inner_product_variance(units, gradients, total, freedom) if self.request.inner_products else None
         ratio = None
         if self.request.coordinates is not None and freedom > 0:
             group = step.group or gradients
-            order = list(step.square_sums)
+            order = [p for p in gradients if p in step.square_sums or p in group]
             means = [group[p].double() / divisor for p in order]
-            q = [step.square_sums[p] for p in order]
+            q = [all_reduce_sum(step.square_sums.get(p, torch.zeros_like(p, dtype=torch.float64))) for p in order]
             spread = [((a - total * m.square()) / freedom).clamp_(min=0) for a, m in zip(q, means, strict=True)]
             moment = self.request.second_moment
             moments = None if moment is None else [moment(p) for p in order]
             ratio = reduce_ratio(spread, [gradients[p] for p in order], self.request.coordinates, moments)
         return GradientStatistics(
-            num_examples=num_examples if num_examples is not None else total,
+            num_examples=num_examples if num_examples is not None else int(total),
             grad_norm_sq=s,
             variance_trace=variance,
             inner_product_variance=inner,
             coordinate_ratio=ratio,
-            num_units=len(units),
+            num_units=int(count),
             kind="micro_batch",
             weight_sq_sum=weight_sq_sum,
         )
 
-    def _inner_product_variance(self, units: list[_Unit], gradients: dict[nn.Parameter, Tensor]) -> float:
-        """Return sum n_k (p_k - pbar)^2 / (K - 1) with p_k = <u_k, g>; our extension, derived."""
-        if len(units) < 2:
-            return math.nan
-        products = []
-        for unit in units:
-            shared = [p for p in unit.gradients if p in gradients]
-            product = inner_product([unit.gradients[p] for p in shared], [gradients[p] for p in shared])
-            products.append(float(product) / unit.weight)
-        total = sum(unit.num_examples for unit in units)
-        mean = sum(unit.num_examples * p for unit, p in zip(units, products, strict=True)) / total
-        spread = sum(unit.num_examples * (p - mean) ** 2 for unit, p in zip(units, products, strict=True))
-        return spread / (len(units) - 1)
+
+def _inner_product_variance(
+    units: list[_Unit], gradients: dict[nn.Parameter, Tensor], total: float, freedom: float
+) -> float:
+    """Return sum n_k (p_k - pbar)^2 / (K - 1) over all ranks with p_k = <u_k, g>; our extension, derived."""
+    products = []
+    for unit in units:
+        shared = [p for p in unit.gradients if p in gradients]
+        product = inner_product([unit.gradients[p] for p in shared], [gradients[p] for p in shared])
+        products.append(float(product) / unit.weight)
+    (weighted,) = sum_scalars(sum(unit.num_examples * p for unit, p in zip(units, products, strict=True)))
+    deviations = [unit.num_examples * (p - weighted / total) ** 2 for unit, p in zip(units, products, strict=True)]
+    (spread,) = sum_scalars(sum(deviations))
+    return spread / freedom if freedom > 0 else math.nan
 
 
 def _receive(

@@ -134,9 +134,7 @@ def _ids(top: int, *shape: int) -> Callable[[int], Tensor]:
     return lambda n: torch.randint(0, top, (n, *shape), generator=torch.Generator().manual_seed(n))
 
 
-def _one(
-    layer: Callable[[], nn.Module], *, before: Callable[[], nn.Module] | None = None
-) -> Callable[[], nn.Module]:
+def _one(layer: Callable[[], nn.Module], *, before: Callable[[], nn.Module] | None = None) -> Callable[[], nn.Module]:
     """A layer followed by an in-place activation, so that the tap's place in the graph is tested too."""
     return lambda: nn.Sequential(*([before()] if before else []), layer(), nn.ReLU(inplace=True))
 
@@ -168,9 +166,7 @@ CASES = [
     ),
     Case("conv2d, depthwise, dilation", _one(lambda: nn.Conv2d(4, 8, 3, dilation=2, groups=4)), _floats(4, 8, 7)),
     Case("conv2d, same", _one(lambda: nn.Conv2d(2, 3, (3, 2), padding="same")), _floats(2, 6, 5)),
-    Case(
-        "conv2d, circular", _one(lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular")), _floats(2, 6, 5)
-    ),
+    Case("conv2d, circular", _one(lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular")), _floats(2, 6, 5)),
     Case("conv2d, stride leaves a rest", _one(lambda: nn.Conv2d(2, 3, 3, stride=2)), _floats(2, 8, 6)),
     Case("conv3d", _one(lambda: nn.Conv3d(2, 4, (2, 3, 2), padding=(1, 0, 1), groups=2)), _floats(2, 4, 5, 4)),
     Case("embedding", lambda: nn.Sequential(nn.Embedding(5, 3), nn.Tanh()), _ids(5, 8)),
@@ -201,7 +197,6 @@ def losses(model: nn.Module, x: Tensor, start: int = 0) -> Tensor:
     """One loss per example; `start` is the number of the first one, on which its target depends."""
     y = model(x).flatten(1)
     target = (
-        torch.linspace(-1, 1, y.shape[1], dtype=y.dtype)
-        + torch.arange(start, start + len(y)).to(y).unsqueeze(1) / 3
+        torch.linspace(-1, 1, y.shape[1], dtype=y.dtype) + torch.arange(start, start + len(y)).to(y).unsqueeze(1) / 3
     )
     return (y - target).square().sum(1)

@@ -33,9 +33,7 @@ def measure(
     for repeat in range(2):
         model.zero_grad()
         start = 0
-        warns = (
-            pytest.warns(UserWarning, match="rerun") if case.fallback and repeat == 0 else contextlib.nullcontext()
-        )
+        warns = pytest.warns(UserWarning, match="rerun") if case.fallback and repeat == 0 else contextlib.nullcontext()
         with warns:
             for size in splits or (n,):
                 with instrument.micro_batch(coefficients=1 / n):
@@ -78,9 +76,7 @@ def test_any_split_into_micro_batches_gives_the_same_numbers(case: Case) -> None
 
 # In these no gradient vanishes identically (as a key bias's does), so that single coordinates can be compared.
 SINGLE = [
-    c
-    for c in CASES
-    if c.name in {"linear, sequence, gram", "conv2d, groups, stride, padding", "called twice", "cnn"}
+    c for c in CASES if c.name in {"linear, sequence, gram", "conv2d, groups, stride, padding", "called twice", "cnn"}
 ]
 
 

@@ -24,6 +24,19 @@ class AbstractRule(abc.ABC, Generic[Layer]):
     """
 
     @abc.abstractmethod
+    def accepts(self, layer: Layer, x: Tensor, dims: tuple[int, int]) -> bool:
+        """Return whether a call with its examples in these dimensions of input and output can be counted.
+
+        Args:
+            layer: The module that was called.
+            x: Its input as it came, examples in ``dims[0]``.
+            dims: Batch dimensions of input and output.
+
+        Returns:
+            False where a layer works along the dimension of the examples; the fallback then counts it.
+        """
+
+    @abc.abstractmethod
     def gradients(self, layer: Layer, x: Tensor, gy: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         """Return every example's gradient of each wanted parameter, materialised.
 
@@ -81,6 +94,24 @@ def sum_per_example(product: Tensor) -> Tensor:
     return product.flatten(1).sum(1, dtype=torch.float64)
 
 
+def at_least_single(values: Tensor) -> Tensor:
+    """Return half-precision values as float32, others as they are: products of gradients underflow in float16."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def dot_per_example(left: Tensor, right: Tensor) -> Tensor:
+    """Return the inner product of every row of `left` with that of `right`, multiplied in float32 at least.
+
+    Args:
+        left: (n, ...).
+        right: A shape that broadcasts with it.
+
+    Returns:
+        float64 (n,).
+    """
+    return sum_per_example(at_least_single(left) * at_least_single(right))
+
+
 def squares_per_example(values: Tensor) -> Tensor:
     """Return the squared norm of every row.
 
@@ -90,8 +121,7 @@ def squares_per_example(values: Tensor) -> Tensor:
     Returns:
         float64 (n,); each row's norm is taken in the values' own precision (float32 at least), then squared.
     """
-    wide = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-    norms: Tensor = torch.linalg.vector_norm(wide.flatten(1), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(at_least_single(values).flatten(1), dim=1)
     return norms.double().square()
 
 
@@ -111,5 +141,6 @@ def chunks(n: int, bytes_per_example: int) -> Iterator[slice]:
 
 
 def own_parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the trainable parameters that belong to the module itself, not to its children."""
-    return {name: p for name, p in layer.named_parameters(recurse=False, remove_duplicate=False) if p.requires_grad}
+    """Return the trainable weight and bias of the module itself; rules know no other names (``weight_g``, say)."""
+    found = layer.named_parameters(recurse=False, remove_duplicate=False)
+    return {name: p for name, p in found if p.requires_grad and name in {"weight", "bias"}}

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import AbstractRule, chunks, squares_per_example, sum_per_example
+from adadagrad.statistics.rules.base import AbstractRule, chunks, dot_per_example, squares_per_example
 
 FEW_CHANNELS = 8
 """Below this many input channels a two-dimensional weight gradient is formed from patches."""
@@ -27,6 +27,10 @@ Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 class ConvolutionRule(AbstractRule[nn.Conv1d | nn.Conv2d | nn.Conv3d]):
     """Exact rule for `torch.nn.Conv1d`, `Conv2d` and `Conv3d`, every padding mode included."""
+
+    def accepts(self, layer: Convolution, x: Tensor, dims: tuple[int, int]) -> bool:
+        """Return whether the examples come first; a convolution along the examples mixes them or is unbatched."""
+        return dims == (0, 0) and x.dim() == layer.weight.dim()
 
     def gradients(self, layer: Convolution, x: Tensor, gy: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         """Return the per-example weight gradients (n, *weight shape) and bias gradients (n, channels)."""
@@ -59,7 +63,7 @@ class ConvolutionRule(AbstractRule[nn.Conv1d | nn.Conv2d | nn.Conv3d]):
             inputs, padding = _padded(layer, x)
             convolve = (F.conv1d, F.conv2d, F.conv3d)[x.dim() - 3]
             y = convolve(inputs, weight, None, layer.stride, padding, layer.dilation, layer.groups)
-            total += sum_per_example(gy * y)
+            total += dot_per_example(gy, y)
         return total
 
 

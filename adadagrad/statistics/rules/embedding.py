@@ -11,11 +11,15 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import AbstractRule, squares_per_example, sum_per_example
+from adadagrad.statistics.rules.base import AbstractRule, dot_per_example, squares_per_example
 
 
 class EmbeddingRule(AbstractRule[nn.Embedding]):
     """Exact rule for `torch.nn.Embedding`; rows at `padding_idx` get no gradient and do not count."""
+
+    def accepts(self, layer: nn.Embedding, x: Tensor, dims: tuple[int, int]) -> bool:
+        """Return True: every position is looked up by itself."""
+        return True
 
     def gradients(self, layer: nn.Embedding, x: Tensor, gy: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         """Return (n, vocabulary, features); large: used in chunks, for tied weights and coordinates only."""
@@ -39,7 +43,7 @@ class EmbeddingRule(AbstractRule[nn.Embedding]):
         n, tokens, rows = _rows(layer, x, gy)
         if "weight" not in directions:
             return torch.zeros(n, dtype=torch.float64, device=x.device)
-        return sum_per_example(rows * directions["weight"][tokens])
+        return dot_per_example(rows, directions["weight"][tokens])
 
 
 def _rows(layer: nn.Embedding, x: Tensor, gy: Tensor) -> tuple[int, Tensor, Tensor]:

@@ -18,11 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import AbstractRule, chunks, squares_per_example, sum_per_example
+from adadagrad.statistics.rules.base import AbstractRule, at_least_single, chunks, dot_per_example, squares_per_example
 
 
 class LinearRule(AbstractRule[nn.Linear]):
     """Exact rule for `torch.nn.Linear` with any number of positions per example."""
+
+    def accepts(self, layer: nn.Linear, x: Tensor, dims: tuple[int, int]) -> bool:
+        """Return whether the features are not the examples."""
+        return dims[0] < x.dim() - 1
 
     def gradients(self, layer: nn.Linear, x: Tensor, gy: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         """Return B_i^T A_i and the sum of B_i over positions."""
@@ -55,8 +59,8 @@ class LinearRule(AbstractRule[nn.Linear]):
         if weight is None:
             if bias is None:
                 return torch.zeros(len(x), dtype=torch.float64, device=x.device)
-            return sum_per_example(gy * bias)
-        return sum_per_example(gy * F.linear(x, weight, bias))
+            return dot_per_example(gy, bias)
+        return dot_per_example(gy, F.linear(x, weight, bias))
 
 
 def _positions(values: Tensor, features: int) -> Tensor:
@@ -70,8 +74,9 @@ def _weight_square_norms(a: Tensor, b: Tensor) -> Tensor:
     p = b.shape[2]
     size = a.element_size()
     if positions * (p + d) < p * d:
+        a, b = at_least_single(a), at_least_single(b)
         pieces = [
-            sum_per_example(torch.bmm(a[part], a[part].mT) * torch.bmm(b[part], b[part].mT))
+            dot_per_example(torch.bmm(a[part], a[part].mT), torch.bmm(b[part], b[part].mT))
             for part in chunks(n, 2 * positions * positions * size)
         ]
     else:

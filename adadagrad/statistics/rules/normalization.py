@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import AbstractRule, squares_per_example, sum_per_example
+from adadagrad.statistics.rules.base import AbstractRule, at_least_single, dot_per_example, squares_per_example
 
 Normalization: TypeAlias = nn.LayerNorm | nn.RMSNorm | nn.GroupNorm
 
@@ -22,9 +22,16 @@ Normalization: TypeAlias = nn.LayerNorm | nn.RMSNorm | nn.GroupNorm
 class NormalizationRule(AbstractRule[nn.LayerNorm | nn.RMSNorm | nn.GroupNorm]):
     """Exact rule for `torch.nn.LayerNorm`, `RMSNorm` and `GroupNorm`."""
 
+    def accepts(self, layer: Normalization, x: Tensor, dims: tuple[int, int]) -> bool:
+        """Return whether each example is normalised alone."""
+        if isinstance(layer, nn.GroupNorm):
+            return dims == (0, 0)
+        return dims[0] < x.dim() - len(layer.normalized_shape)
+
     def gradients(self, layer: Normalization, x: Tensor, gy: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         """Return gain and shift gradients (n, *parameter shape)."""
         found = {}
+        x, gy = at_least_single(x), at_least_single(gy)
         if "weight" in names:
             found["weight"] = _over_positions(layer, gy * _normalized(layer, x))
         if "bias" in names:
@@ -42,7 +49,7 @@ class NormalizationRule(AbstractRule[nn.LayerNorm | nn.RMSNorm | nn.GroupNorm]):
         """Return <gradient_i, direction> from the small per-example gradients themselves."""
         total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         for name, gradient in self.gradients(layer, x, gy, set(directions)).items():
-            total += sum_per_example(gradient * directions[name])
+            total += dot_per_example(gradient, directions[name])
         return total
 
 

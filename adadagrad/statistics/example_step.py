@@ -1,0 +1,154 @@
+"""What one measured step of `PerExample` gathers, and the four numbers made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from adadagrad.core.errors import InvalidArgument, InvalidMeasurement
+from adadagrad.core.records import GradientStatistics
+from adadagrad.core.vectors import squared_norm
+from adadagrad.statistics.base import Coefficients, Request
+from adadagrad.statistics.coordinate import coordinate_variances, reduce_ratio
+from adadagrad.statistics.coverage import tolerance
+from adadagrad.statistics.examples import Examples
+from adadagrad.statistics.sums import WeightedSums
+
+
+@dataclass(slots=True)
+class ExampleStep:
+    """Sums over the examples measured so far in one step.
+
+    Args:
+        sums: The scalars.
+        kept: Examples with their c_i, for inner products.
+        square_sums: sum c_i g_ij^2 of every parameter, float64.
+        group_norm_sq: |G|^2 of the measured part where the step goes on without measuring.
+        group: G itself, for coordinates of a part.
+        failure: Why there will be no statistics.
+    """
+
+    sums: WeightedSums = field(default_factory=WeightedSums)
+    kept: list[tuple[Examples, Tensor]] = field(default_factory=list)
+    square_sums: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+    group_norm_sq: float | None = None
+    group: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+    failure: Exception | None = None
+
+    def add(self, examples: Examples, weights: Tensor, request: Request) -> None:
+        """Take in one micro-batch.
+
+        Args:
+            examples: Its examples.
+            weights: c_i, float64 (n,); zero-weight rows are not examples.
+            request: The numbers wanted.
+        """
+        rows = weights != 0
+        squares = examples.square_norms()
+        self.sums.add(weights[rows], squares[rows] / weights[rows].square())
+        if request.coordinates is not None:
+            for p, sums in examples.weighted_square_sums(torch.where(rows, weights, torch.inf).rsqrt()):
+                self.square_sums[p] = self.square_sums.get(p, 0) + sums
+        if request.inner_products:
+            self.kept.append((examples, weights))
+
+    def statistics(
+        self,
+        gradients: dict[nn.Parameter, Tensor],
+        request: Request,
+        num_examples: int | None,
+        weight_sq_sum: float | None,
+        scale: float,
+    ) -> GradientStatistics:
+        """Return the four numbers.
+
+        Args:
+            gradients: The step's final mean gradient.
+            request: The numbers wanted.
+            num_examples: b; None means the measured ones.
+            weight_sq_sum: Sum of the squared weights; None means 1 / b.
+            scale: Factor by which the gradients have been multiplied since the backward.
+
+        Returns:
+            The record.
+
+        Raises:
+            InvalidMeasurement: No example had a positive weight.
+        """
+        s = float(squared_norm(list(gradients.values())))
+        part = self.group_norm_sq is not None
+        if request.inner_products:
+            for examples, weights in self.kept:
+                rows = weights != 0
+                products = examples.inner_products(gradients)
+                self.sums.products.append((weights[rows], products[rows] / weights[rows]))
+        sums = (self.sums if part else self.sums.scaled(scale)).over_ranks()
+        if sums.units == 0:
+            raise InvalidMeasurement("every example had weight 0: give the rows that count a positive weight")
+        if request.inner_products and not part:
+            self._check_products(sums, s, gradients)
+        ratio = None
+        if request.coordinates is not None:
+            ratio = self._ratio(gradients, request, sums, 1.0 if part else scale)
+        return GradientStatistics(
+            num_examples=num_examples if num_examples is not None else sums.units,
+            grad_norm_sq=s,
+            variance_trace=sums.variance_trace(s if self.group_norm_sq is None else self.group_norm_sq),
+            inner_product_variance=sums.inner_product_variance() if request.inner_products else None,
+            coordinate_ratio=ratio,
+            num_units=sums.units,
+            kind="per_example",
+            weight_sq_sum=weight_sq_sum if num_examples is not None else sums.weight_sq / sums.weight**2,
+            variance_trace_error=sums.variance_trace_error(),
+        )
+
+    def _check_products(self, sums: WeightedSums, s: float, gradients: dict[nn.Parameter, Tensor]) -> None:
+        """Refuse inner products that do not add up: sum c_i <g_i, g> = s, whatever the layers are."""
+        total, size = sums.products_in_sum()
+        types = {g.dtype for g in gradients.values()} | {t for examples, _ in self.kept for t in examples.types}
+        if abs(total - s) > tolerance(types) * (size + s):
+            raise InvalidMeasurement(
+                f"the examples' gradients add up to {total:.6g} instead of |g|^2 = {s:.6g} along g: something besides "
+                "them went into the gradient (a penalty on the weights, a weight used outside its layer)"
+            )
+
+    def _ratio(
+        self, gradients: dict[nn.Parameter, Tensor], request: Request, sums: WeightedSums, scale: float
+    ) -> float | None:
+        assert request.coordinates is not None
+        group = self.group or gradients
+        order = [p for p in gradients if p in self.square_sums or p in group]
+        square_sums = [scale * self.square_sums.get(p, torch.zeros_like(p, dtype=torch.float64)) for p in order]
+        variances = coordinate_variances(square_sums, [group.get(p, torch.zeros_like(p)) for p in order], sums)
+        moment = request.second_moment
+        moments = None if moment is None else [moment(p) for p in order]
+        return reduce_ratio(variances, [gradients[p] for p in order], request.coordinates, moments)
+
+
+def example_weights(value: Coefficients, n: int, device: torch.device) -> Tensor:
+    """Return c_i as float64 (n,).
+
+    Args:
+        value: What the caller gave.
+        n: Number of examples.
+        device: Where to put it.
+
+    Returns:
+        The weights.
+
+    Raises:
+        InvalidArgument: They are not n finite numbers >= 0.
+    """
+    if callable(value):
+        value = value()
+    if value is None or isinstance(value, int | float):
+        weights = torch.full((n,), 1 / n if value is None else float(value), dtype=torch.float64, device=device)
+    else:
+        weights = torch.as_tensor(value, dtype=torch.float64, device=device).detach().flatten()
+    if len(weights) != n:
+        raise InvalidArgument(f"coefficients must hold one weight for each of the {n} examples, got {len(weights)}")
+    if not bool(((weights >= 0) & weights.isfinite()).all()):
+        raise InvalidArgument("coefficients must be finite and must not be negative: give a row that must not count 0")
+    return weights

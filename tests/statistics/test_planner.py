@@ -1,0 +1,121 @@
+"""When to measure: the modelled average keeps its promise, whatever the steps cost, and repeats exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import pytest
+import torch
+from torch import nn
+
+from adadagrad.core.errors import InvalidArgument
+from adadagrad.statistics import MicroBatch, PerExample
+from adadagrad.statistics.base import Request
+from adadagrad.statistics.planner import LayerSize, MeasureBudget, StepSize, measured_seconds, plain_seconds
+from tests.statistics.checking import floats, losses_of, measure_once
+
+LAYERS = [LayerSize(weights=5000, positions=49, activations=3000), LayerSize(10_000, 1, 1000)]
+STEP = StepSize(examples=512, micro_batches=4, measured_examples=128, measured_micro_batches=1)
+
+
+def costs(seed: int, steps: int = 2000) -> list[tuple[float, float]]:
+    """Plain and measuring cost of each step; some measurements cost far more than their step, others nearly nothing."""
+    draw = random.Random(seed)
+    return [(10 ** draw.uniform(-4, 0), 10 ** draw.uniform(-5, 1)) for _ in range(steps)]
+
+
+@pytest.mark.parametrize("overhead", [0.01, 0.05, 0.5, 1.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_modelled_average_stays_within_max_overhead(overhead: float, seed: int) -> None:
+    """At every moment, but for the first measurement, which is made on credit."""
+    budget = MeasureBudget(overhead)
+    plain = spent = 0.0
+    first = None
+    for step_cost, measuring in costs(seed):
+        plain += step_cost
+        if budget.due(step_cost, measuring):
+            first = measuring if first is None else first
+            spent += measuring
+        assert spent - first <= overhead * plain + 1e-9
+
+
+@pytest.mark.parametrize("overhead", [0.01, 0.05, 0.5])
+def test_a_steady_run_uses_the_budget_and_not_less(overhead: float) -> None:
+    budget = MeasureBudget(overhead)
+    measured = sum(budget.due(1.0, 0.8) for _ in range(4000))
+    assert measured * 0.8 / 4000 == pytest.approx(overhead, rel=0.05)
+
+
+def test_a_measurement_that_costs_little_is_made_at_every_step() -> None:
+    budget = MeasureBudget(0.05)
+    assert all(budget.due(1.0, 0.04) for _ in range(100))
+
+
+def test_cheap_measurements_hoard_no_credit_for_a_dear_one() -> None:
+    budget = MeasureBudget(0.05)
+    for _ in range(10_000):
+        budget.due(1.0, 0.0)
+    assert not budget.due(1.0, 1.0)
+
+
+def test_the_credit_is_the_whole_state() -> None:
+    steps = costs(7, 400)
+    whole, first, second = MeasureBudget(0.1), MeasureBudget(0.1), MeasureBudget(0.1)
+    decisions = [whole.due(*step) for step in steps]
+    resumed = [first.due(*step) for step in steps[:150]]
+    second.credit = first.credit
+    assert resumed + [second.due(*step) for step in steps[150:]] == decisions
+
+
+@pytest.mark.parametrize("overhead", [0.0, -1.0, float("nan")])
+def test_an_overhead_that_is_none_is_refused(overhead: float) -> None:
+    with pytest.raises(InvalidArgument, match="max_overhead"):
+        MeasureBudget(overhead)
+
+
+def test_the_model_grows_with_what_it_counts() -> None:
+    for device in ("cpu", "cuda"):
+        plain, measured = plain_seconds(LAYERS, STEP, device), measured_seconds(LAYERS, STEP, device)
+        assert 0 < measured < plain
+        more = dataclasses.replace(STEP, examples=1024, measured_examples=256)
+        assert plain < plain_seconds(LAYERS, more, device) <= 2 * plain
+        assert measured < measured_seconds(LAYERS, more, device) <= 2 * measured
+        products = measured_seconds(LAYERS, STEP, device, inner_products=True)
+        both = measured_seconds(LAYERS, STEP, device, inner_products=True, coordinates=True)
+        assert measured < products < both
+
+
+def test_an_unknown_device_counts_as_an_accelerator() -> None:
+    assert plain_seconds(LAYERS, STEP, "xpu") == plain_seconds(LAYERS, STEP, "cuda")
+
+
+def test_an_instrument_knows_sizes_from_its_trial_runs_and_passes_them_on() -> None:
+    build = lambda: nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(75, 4)).double()  # noqa: E731
+    model = build()
+    instrument = PerExample().open(model, Request())
+    assert instrument.costs(STEP, "cpu") == (0.0, 0.0)
+    measure_once(instrument, lambda m: losses_of(m, (floats(6, 1, 5, 5),)))
+    expected = [LayerSize(27, 25, 100), LayerSize(300, 1, 79)]
+    assert instrument.costs(STEP, "cpu") == (
+        plain_seconds(expected, STEP, "cpu"),
+        measured_seconds(expected, STEP, "cpu"),
+    )
+    other = PerExample().open(build(), Request())
+    other.load_state_dict(instrument.state_dict())
+    assert other.costs(STEP, "cpu") == instrument.costs(STEP, "cpu")
+
+
+@pytest.mark.filterwarnings("ignore:.*no rule counts")
+def test_an_instrument_that_takes_over_a_state_repeats_the_other_bitwise() -> None:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(4, 3), nn.PReLU(), nn.Linear(3, 2)).double()
+    losses = lambda m: losses_of(m, (floats(6, 4),))  # noqa: E731
+    first, second = PerExample().open(model, Request()), PerExample().open(model, Request())
+    for _ in range(3):
+        measure_once(first, losses)
+    second.load_state_dict(first.state_dict())
+    for _ in range(4):
+        assert measure_once(first, losses) == measure_once(second, losses)
+    assert second.state_dict() == first.state_dict()
+    assert MicroBatch().open(model, Request()).state_dict() == {}

@@ -1,0 +1,68 @@
+"""How far the numbers can be trusted in float32 and below."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from adadagrad.statistics import GradientMeter, PerExample
+from adadagrad.statistics.rules import find_rule
+from tests.oracles import naive_statistics, relative_error
+
+FIELDS = ("grad_norm_sq", "variance_trace", "inner_product_variance")
+
+
+def test_float32_agrees_with_float64_on_a_cnn_of_512_examples() -> None:
+    """Measured 1e-5 for s and 1e-7 for V; V is a difference of large numbers and needs its norms summed with care."""
+    torch.manual_seed(1)
+    layers = [nn.Conv2d(1, 16, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 5, padding=2), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32 * 7 * 7, 10))
+    x, y = torch.rand(512, 1, 28, 28), torch.randint(0, 10, (512,))
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        twin = copy.deepcopy(model).to(dtype)
+        meter = GradientMeter(twin, PerExample(), inner_products=True)
+        with meter:
+            nn.functional.cross_entropy(twin(x.to(dtype)), y).backward()
+        found.append(meter.statistics())
+    for field in FIELDS:
+        assert relative_error(getattr(found[0], field), getattr(found[1], field)) < 1e-4, field
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("positions", [1, 3, 16])
+def test_models_in_half_precision(dtype: torch.dtype, positions: int) -> None:
+    """Products of small gradients underflow in float16 (the Gram form's at 3 positions), so they are not made there."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(40, 30), nn.Tanh(), nn.LayerNorm(30), nn.Linear(30, 20)).to(dtype)
+    x = torch.randn(64, positions, 40).to(dtype)
+    losses = lambda m, x: 1e-2 * m(x).float().square().flatten(1).mean(1)  # noqa: E731
+    twin = copy.deepcopy(model).double()
+    expected = naive_statistics(twin, lambda m: 1e-2 * m(x.double()).square().flatten(1).mean(1))
+    meter = GradientMeter(model, PerExample(), inner_products=True)
+    for _ in range(2):
+        model.zero_grad()
+        with meter:
+            losses(model, x).mean().backward()
+        statistics = meter.statistics()
+        for field in FIELDS[1:]:
+            assert relative_error(getattr(statistics, field), getattr(expected, field)) < 0.03, field
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1e-3])
+def test_tiny_float16_gradients_have_norms_and_products(scale: float) -> None:
+    """Gradients of 1e-5 are whole in float16, their products of 1e-10 are not."""
+    torch.manual_seed(1)
+    layer = nn.Linear(40, 30)
+    x, gy = torch.randn(8, 3, 40).half(), (scale * torch.randn(8, 3, 30)).half()
+    rule = find_rule(layer)
+    rows = torch.einsum("ntp,ntd->npd", gy.double(), x.double())
+    direction = torch.randn(30, 40).half()
+    squares = rule.square_norms(layer, x, gy, {"weight"})
+    products = rule.inner_products(layer, x, gy, {"weight": direction})
+    assert torch.allclose(squares, rows.square().sum((1, 2)), rtol=1e-3)
+    expected = (rows * direction.double()).sum((1, 2))
+    assert (products - expected).abs().max() < 2e-3 * expected.abs().max()
