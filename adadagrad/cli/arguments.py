@@ -29,9 +29,10 @@ class FileOptions:
     """Files: where settings come from and results go.
 
     Args:
-        config: A TOML file of settings, such as a run's config.toml; flags go before it.
+        config: A TOML file of settings, such as a run's config.toml; flags override it.
         out: Run directory to make; without it a numbered one under runs/.
-        resume: Continue the run in --out from its last checkpoint, with its settings.
+        resume: Continue the run in --out from its last checkpoint, with its settings; only how long and where it
+            runs may change (epochs, samples, evaluations, checkpoints, device, threads).
     """
 
     config: Path | None = None
@@ -44,7 +45,7 @@ class ComparisonFiles:
     """Files: where settings come from and results go.
 
     Args:
-        config: A TOML file of settings; flags go before it.
+        config: A TOML file of settings; flags override it.
         out: Directory to make for the runs and the report; without it a numbered one under runs/.
     """
 

@@ -48,7 +48,7 @@ class BatchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyOptions:
-    """Parameters of the policies; the names in brackets say whose they are.
+    """Parameters of the policies; the names in brackets say which policies use them.
 
     Args:
         eta: Largest relative error of the gradient; smaller asks for larger batches [norm, coordinate].
@@ -126,7 +126,7 @@ class RunOptions:
     """How long, how often, where.
 
     Args:
-        epochs: Passes over the training set; --samples goes before it.
+        epochs: Passes over the training set; --samples overrides it.
         samples: Budget in samples instead of epochs.
         seed: Of the initial weights and of the order of the data.
         evaluations: How many times to evaluate, evenly in samples.

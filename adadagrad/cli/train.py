@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from adadagrad.cli.evaluation import Evaluator
 from adadagrad.cli.interrupt import Interrupt
 from adadagrad.cli.names import make_model, make_optimizer, make_policy, make_schedule
 from adadagrad.cli.progress import progress_display
-from adadagrad.cli.toml_file import settings_toml
+from adadagrad.cli.toml_file import read_settings, settings_toml
 from adadagrad.core.checks import check_integer
 from adadagrad.core.errors import InvalidArgument, MissingExtra
 from adadagrad.core.settings import Bounds, Measure
@@ -70,13 +71,15 @@ def train(settings: Settings, data: DataSource, directory: Path, *, resume: bool
         True where the budget was used, False where Ctrl-C ended the run early.
 
     Raises:
-        InvalidArgument: A setting is out of range, or contradicts another one or the data.
+        InvalidArgument: A setting is out of range, contradicts another one or the data, or is not the one that
+            the run to be continued was begun with.
     """
     check_integer(1, evaluations=settings.run.evaluations, checkpoints=settings.run.checkpoints)
     with _threads(settings):
         engine = make_engine(settings, data, directory)
         checkpoint = directory / CHECKPOINT_NAME
         if resume:
+            refuse_changes(settings, directory)
             engine.load(checkpoint)
         (directory / CONFIG_NAME).write_text(settings_toml(settings), encoding="utf-8")
         engine.save(checkpoint)
@@ -100,6 +103,30 @@ def train(settings: Settings, data: DataSource, directory: Path, *, resume: bool
                 if interrupt.requested:
                     break
         return engine.samples_seen >= total
+
+
+MAY_CHANGE = frozenset({"epochs", "samples", "evaluations", "checkpoints", "device", "threads"})
+"""Settings that a resumed run may change: how far and where it goes on, not what it is."""
+
+
+def refuse_changes(settings: Settings, directory: Path) -> None:
+    """Refuse to continue a run with other settings, which the checkpoint would partly override.
+
+    Args:
+        settings: All choices, from the run's own file and the flags over it.
+        directory: The run directory.
+
+    Raises:
+        InvalidArgument: A setting differs that is not in `MAY_CHANGE`.
+    """
+    old, new = asdict(read_settings(directory / CONFIG_NAME, Settings())), asdict(settings)
+    for group, values in new.items():
+        for name, value in values.items():
+            if name not in MAY_CHANGE and value != old[group][name]:
+                raise InvalidArgument(
+                    f"--{name.replace('_', '-')} {value} cannot be changed on --resume, the run in {directory} has "
+                    f"{old[group][name]}: leave it out, or start a new run"
+                )
 
 
 def make_engine(settings: Settings, data: DataSource, directory: Path | None) -> AdaptiveBatch:
@@ -162,6 +189,8 @@ def show_results(runs: Sequence[Path], report: Path) -> None:
 
 
 def _moved(model: nn.Module, device: str) -> nn.Module:
+    if device == "meta":
+        raise InvalidArgument("--device meta holds no numbers: choose cpu or cuda")
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:

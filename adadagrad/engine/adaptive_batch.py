@@ -345,7 +345,8 @@ class AdaptiveBatch:
                 f'{what}: lower the learning rate, or pass on_nonfinite="skip" to leave such steps out'
             )
         if self._skipped_in_a_row >= MAX_SKIPPED:
-            raise NonFiniteGradient(f"{what}, as in the {MAX_SKIPPED - 1} before: lower the learning rate and resume")
+            before = f"as in the {MAX_SKIPPED - 1} before"
+            raise NonFiniteGradient(f"{what}, {before}: start again with a lower learning rate")
         return decision
 
     def _record(self, step: Step, observation: Observation, requested: float | None, reason: str) -> Decision:

@@ -25,10 +25,10 @@ class PerExample(AbstractEstimator):
     When to use it: whenever examples do not influence each other. What breaks it: batch normalisation in
     training mode (`BatchCoupledModule`), dropout together with a parameter that no rule counts
     (`UncoveredParameter`), and, without notice, what no backward shows: a loss that couples examples
-    (contrastive), or one of several rows per example that is not said by `num_examples`. Cost: about one more weight gradient of the measured examples for layers with
-    several positions, next to nothing for one position; inner products one more forward of the measured
-    examples and their layer inputs and output gradients kept until the step ends; coordinate sums one more
-    weight gradient.
+    (contrastive), or one of several rows per example that is not said by `num_examples`. Cost: about one more
+    weight gradient of the measured examples for layers with several positions, next to nothing for one position;
+    inner products one more forward of the measured examples and their layer inputs and output gradients kept
+    until the step ends; coordinate sums one more weight gradient.
 
     Args:
         calibrate: Run the model three times on a few examples at the first measurement (and at the second,

@@ -337,3 +337,14 @@ def test_threads_are_set_for_the_run_and_given_back(
     assert main(["train", *SHORT, *more, "--out", "run"]) == 0
     assert set(during) == {threads}
     assert torch.get_num_threads() == before
+
+
+def test_a_run_cannot_be_continued_with_other_settings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The checkpoint would override some of them, and config.toml would then say what was not so."""
+    assert main(["train", *SHORT, "--out", "run"]) == 0
+    before = (folder / "run" / "config.toml").read_bytes(), (folder / "run" / "run.jsonl").read_bytes()
+    assert main(["train", "--resume", "--out", "run", "--lr", "0.5"]) == 2
+    assert "--lr 0.5 cannot be changed on --resume" in capsys.readouterr().err
+    assert ((folder / "run" / "config.toml").read_bytes(), (folder / "run" / "run.jsonl").read_bytes()) == before
+    assert main(["train", "--resume", "--out", "run", "--samples", "700"]) == 0
+    assert read_run(folder / "run").steps[-1].samples_seen == 700

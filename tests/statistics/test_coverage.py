@@ -233,7 +233,7 @@ EXACT = [
 def test_exact(row: Row, request_) -> None:
     model = row.model()
     instrument = PerExample().open(model, request_)
-    for repeat in range(3):  # the third measurement is the first that verifies nothing
+    for repeat in range(4):  # the fourth measurement is the first that verifies nothing
         torch.manual_seed(repeat)
         said = assert_exact(instrument, lambda m: seeded(row, m))
         assert bool(said) == (row.fallback and repeat == 0)
@@ -422,12 +422,12 @@ def test_a_weight_that_gets_a_second_use_is_found_by_a_later_verification() -> N
 @pytest.mark.parametrize("request_", [NORMS, EVERYTHING], ids=["norms", "everything"])
 @pytest.mark.parametrize("names", [["0.weight"], ["0.weight", "0.bias"]])
 def test_unfreezing_and_freezing(names: list[str], request_) -> None:
-    """At most the first measurement after a whole layer thaws is lost; none is wrong."""
+    """The first measurement after a parameter thaws is lost; none is wrong."""
     torch.manual_seed(2)
     model = nn.Sequential(Linear(4, 3), nn.Tanh(), Linear(3, 2)).double()
     instrument = PerExample().open(model, request_)
     failed = []
-    for step, trainable in enumerate([False, False, True, True, False, True, True]):
+    for step, trainable in enumerate([False, False, False, True, True, False, True, True]):
         for name in names:
             model.get_parameter(name).requires_grad_(trainable)
             model.get_parameter(name).grad = None
@@ -435,4 +435,4 @@ def test_unfreezing_and_freezing(names: list[str], request_) -> None:
             assert_exact(instrument, lambda m: losses_of(m, X))
         except InvalidMeasurement:
             failed.append(step)
-    assert failed in ([], [2])
+    assert failed == [3]

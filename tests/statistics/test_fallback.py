@@ -51,7 +51,7 @@ def zero_shift(m: nn.Module, x: Tensor) -> Tensor:
 def test_outputs_of_every_kind(function, request_) -> None:
     """An output computed from another, one returned twice, and a parameter whose gradient is zero up to rounding."""
     instrument = PerExample().open(with_gain(function), request_)
-    for _ in range(3):
+    for _ in range(4):
         assert_exact(instrument, lambda m: losses_of(m, X))
     assert "gain" in instrument.fallback
 
@@ -65,14 +65,14 @@ def test_a_call_of_the_model_that_the_loss_ignores() -> None:
         m(X[0] + 1)
         return y.square().sum(1)
 
-    for _ in range(3):
+    for _ in range(4):
         assert_exact(instrument, losses)
 
 
 @pytest.mark.filterwarnings("ignore:.*no rule counts")
 def test_an_output_changed_in_place() -> None:
     instrument = PerExample().open(with_gain(lambda m, x: m.a(x) * m.gain), EVERYTHING)
-    for _ in range(3):
+    for _ in range(4):
         assert_exact(instrument, lambda m: m(X[0]).relu_().square().sum(1))
 
 
@@ -85,7 +85,7 @@ class Output:
 def test_an_output_that_cannot_be_looked_into_is_refused() -> None:
     """A data class is opaque to torch's pytrees: its tensors' gradients are not seen, and never taken for zero."""
     instrument = PerExample().open(with_gain(lambda m, x: Output(m.a(x) * m.gain)), NORMS)
-    for _ in range(3):
+    for _ in range(4):
         with pytest.raises(UncoveredParameter, match="gain"):
             measure_once(instrument, lambda m: m(X[0]).logits.square().sum(1))
 
@@ -111,7 +111,7 @@ def test_a_rerun_leaves_buffers_alone() -> None:
     measured, plain = build(), build()
     plain.load_state_dict(measured.state_dict())
     instrument = PerExample().open(measured, NORMS)
-    for _ in range(3):
+    for _ in range(4):
         with contextlib.suppress(UncoveredParameter):  # raised until the vectors have converged
             measure_once(instrument, lambda m: losses_of(m, X))
         losses_of(plain, X).mean().backward()
@@ -122,8 +122,15 @@ def test_a_rerun_leaves_buffers_alone() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_rerun_computes_in_the_precision_of_the_forward(dtype: torch.dtype) -> None:
     torch.manual_seed(4)
+    seen = set()
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        hidden = m.a(x)
+        seen.add(hidden.dtype)
+        return m.b(torch.tanh(hidden)) * m.gain
+
     model = Composite(
-        lambda m, x: m.b(torch.tanh(m.a(x))) * m.gain,
+        forward,
         a=nn.Linear(40, 30),
         b=nn.Linear(30, 20),
         gain=nn.Parameter(torch.ones(20)),
@@ -132,11 +139,13 @@ def test_a_rerun_computes_in_the_precision_of_the_forward(dtype: torch.dtype) ->
     meter = GradientMeter(model, PerExample(), inner_products=True)
     for _ in range(2):
         model.zero_grad()
+        seen.clear()
         with meter:
             with torch.autocast("cpu", dtype):
                 values = losses_of(model, (x,))
             values.float().mean().backward()
         statistics = meter.statistics()
+        assert seen == {dtype}
         expected = naive_statistics(model, lambda m: losses_of(m, (x,)))
         assert relative_error(statistics.variance_trace, expected.variance_trace) < 5e-3
         assert relative_error(statistics.inner_product_variance, expected.inner_product_variance) < 1e-2

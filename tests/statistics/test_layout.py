@@ -82,7 +82,7 @@ ELSEWHERE = [
 def test_rows_that_are_not_the_examples_go_to_the_fallback(row: Row, request_) -> None:
     model = row.model()
     instrument = PerExample().open(model, request_)
-    for repeat in range(3):
+    for repeat in range(4):
         said = assert_exact(instrument, row.all_losses)
         assert bool(said) == (repeat == 0)
 
@@ -129,7 +129,7 @@ ORDERS = [
 @pytest.mark.parametrize("row", ORDERS, ids=lambda row: row.name)
 def test_the_batch_may_be_any_dimension_of_a_layer(row: Row) -> None:
     instrument = PerExample().open(row.model(), EVERYTHING)
-    for _ in range(3):
+    for _ in range(4):
         assert assert_exact(instrument, row.all_losses) == []
 
 
@@ -142,7 +142,7 @@ def normalised(m: nn.Module, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("coupled", [centred, normalised])
-@pytest.mark.parametrize("sizes", [(6, 6, 6), (1, 6), (3000,)], ids=str)
+@pytest.mark.parametrize("sizes", [(6, 6, 6), (1, 1, 1, 6), (3000,)], ids=str)
 def test_a_model_that_mixes_examples_is_refused_each_time(coupled, sizes: tuple[int, ...]) -> None:
     """After one example, where mixing cannot be seen; in 3000, where one example moves the mean by little."""
     if sizes[0] == 1 and coupled is normalised:
@@ -180,7 +180,7 @@ def test_a_model_that_returns_its_loss_is_measured() -> None:
 def test_dictionaries_in_and_out() -> None:
     model = two(lambda m, batch, scale=1.0: {"logits": m.b(m.a(batch["x"]).tanh()) * scale, "kind": "logits"})
     instrument = PerExample().open(model, EVERYTHING)
-    for _ in range(3):
+    for _ in range(4):
         assert_exact(instrument, lambda m: m({"x": X[0]}, scale=2.0)["logits"].square().sum(1))
 
 
@@ -237,6 +237,14 @@ def test_trial_runs_leave_buffers_and_random_numbers_alone() -> None:
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), measured, strict=True))
 
 
+def test_trial_runs_use_a_few_examples() -> None:
+    """Mixing shows in few, where one example is much of a mean, and their cost does not grow with the batch."""
+    model, sizes = two(lambda m, x: m.b(m.a(x).tanh())), []
+    model.a.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    measure_once(PerExample().open(model, NORMS), lambda m: losses_of(m, (floats(50, 4),)))
+    assert sizes == [5, 5, 6, 50]
+
+
 def test_without_trial_runs_the_first_dimension_is_the_batch() -> None:
     model = nn.Sequential(Linear(4, 3), nn.Tanh(), Linear(3, 2)).double()
     calls = []
@@ -251,5 +259,5 @@ def test_without_trial_runs_a_vector_of_n_features_is_not_a_batch() -> None:
     torch.manual_seed(4)
     model = Composite(lambda m, x: m.a(x) * m.b(m.v), a=Linear(4, 6), b=Linear(6, 6), v=nn.Parameter(torch.ones(6)))
     instrument = PerExample(calibrate=False).open(model.double(), EVERYTHING)
-    for _ in range(3):
+    for _ in range(4):
         assert_exact(instrument, lambda m: losses_of(m, X))

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from adadagrad.statistics import GradientMeter, PerExample
+from adadagrad.statistics.calls import KeptCall, LayerCall
 from adadagrad.statistics.rules import find_rule
 from tests.oracles import naive_statistics, relative_error
 
@@ -66,3 +67,16 @@ def test_tiny_float16_gradients_have_norms_and_products(scale: float) -> None:
     assert torch.allclose(squares, rows.square().sum((1, 2)), rtol=1e-3)
     expected = (rows * direction.double()).sum((1, 2))
     assert (products - expected).abs().max() < 2e-3 * expected.abs().max()
+
+
+def test_a_direction_too_small_for_float16_keeps_its_inner_products() -> None:
+    """The mean gradient of a float16 model under autocast is float32 and may be below float16's least number."""
+    torch.manual_seed(1)
+    layer = nn.Linear(40, 30)
+    x, gy = torch.randn(8, 40).half(), (1e-3 * torch.randn(8, 30)).half()
+    call = LayerCall("layer", layer, find_rule(layer), dict(layer.named_parameters()), (0, 0))
+    directions = {p: 1e-9 * torch.randn_like(p) for p in layer.parameters()}
+    products = KeptCall(call, x, gy, frozenset()).inner_products(directions)
+    expected = torch.einsum("np,nd,pd->n", gy.double(), x.double(), directions[layer.weight].double())
+    expected += gy.double() @ directions[layer.bias].double()
+    assert (products - expected).abs().max() < 5e-3 * expected.abs().max()
