@@ -6,11 +6,14 @@ with it the same rounding of the gradient, whatever was trained on before.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from adadagrad.core.checks import check_integer
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.records import BatchPlan
 
 
+@lru_cache(maxsize=256)
 def make_plan(global_batch_size: int, micro_batch_size: int, world_size: int = 1) -> BatchPlan:
     """Describe a step of `global_batch_size` examples, spread over ranks and micro-batches.
 
@@ -45,6 +48,7 @@ def make_plan(global_batch_size: int, micro_batch_size: int, world_size: int = 1
     )
 
 
+@lru_cache(maxsize=256)
 def split_batch(size: int, micro_batch_size: int, measured: int | None = None) -> tuple[int, ...]:
     """Cut one rank's part of a step into full micro-batches and a rest.
 
