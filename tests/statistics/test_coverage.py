@@ -18,6 +18,7 @@ from adadagrad.core.errors import (
 )
 from adadagrad.statistics import PerExample, choose_estimator
 from adadagrad.statistics.micro_batch import MicroBatch
+from adadagrad.statistics.rules.base import own_parameters
 from tests.statistics.checking import (
     EVERYTHING,
     NORMS,
@@ -436,3 +437,12 @@ def test_unfreezing_and_freezing(names: list[str], request_) -> None:
         except InvalidMeasurement:
             failed.append(step)
     assert failed == [3]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_rules_know_a_weight_and_a_bias_and_no_other_names() -> None:
+    layer = nn.utils.weight_norm(Linear(4, 3))
+    assert set(dict(layer.named_parameters())) == {"bias", "weight_g", "weight_v"}
+    assert set(own_parameters(layer)) == {"bias"}
+    layer.bias.requires_grad_(False)
+    assert own_parameters(layer) == {}

@@ -19,7 +19,7 @@ LAYERS = [LayerSize(weights=5000, positions=49, activations=3000), LayerSize(10_
 STEP = StepSize(examples=512, micro_batches=4, measured_examples=128, measured_micro_batches=1)
 
 
-def costs(seed: int, steps: int = 2000) -> list[tuple[float, float]]:
+def costs(seed: int, steps: int = 20_000) -> list[tuple[float, float]]:
     """Plain and measuring cost of each step; some measurements cost far more than their step, others nearly nothing."""
     draw = random.Random(seed)
     return [(10 ** draw.uniform(-4, 0), 10 ** draw.uniform(-5, 1)) for _ in range(steps)]
@@ -28,16 +28,18 @@ def costs(seed: int, steps: int = 2000) -> list[tuple[float, float]]:
 @pytest.mark.parametrize("overhead", [0.01, 0.05, 0.5, 1.0])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_modelled_average_stays_within_max_overhead(overhead: float, seed: int) -> None:
-    """At every moment, but for the first measurement, which is made on credit."""
+    """At every moment from the second measurement on; the first is made on credit, and paid back before that."""
     budget = MeasureBudget(overhead)
     plain = spent = 0.0
-    first = None
+    measurements = 0
     for step_cost, measuring in costs(seed):
         plain += step_cost
         if budget.due(step_cost, measuring):
-            first = measuring if first is None else first
             spent += measuring
-        assert spent - first <= overhead * plain + 1e-9
+            measurements += 1
+        if measurements > 1:
+            assert spent <= overhead * plain * (1 + 1e-9)
+    assert measurements > 10
 
 
 @pytest.mark.parametrize("overhead", [0.01, 0.05, 0.5])

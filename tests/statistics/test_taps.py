@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from adadagrad.core.errors import AdadagradError, InvalidMeasurement, StepError
 from adadagrad.statistics import GradientMeter, PerExample
 from adadagrad.statistics.base import Request
-from adadagrad.statistics.taps import patched_forwards
+from adadagrad.statistics.taps import Tap, patched_forwards
 from tests.oracles import naive_statistics
 from tests.statistics.checking import (
     BLOCKS,
@@ -247,6 +247,18 @@ def test_an_input_changed_in_place_that_the_layer_did_not_need() -> None:
     instrument = PerExample().open(model.double(), EVERYTHING)
     for _ in range(4):
         assert_exact(instrument, lambda m: losses_of(m, X))
+
+
+def test_a_kept_input_that_was_changed_in_place_is_reported_and_the_gradient_passes() -> None:
+    """What torch raises for a saved tensor that changed would otherwise end the training's own backward."""
+    seen = []
+    x, y, leaf = floats(3), floats(3).requires_grad_(), torch.zeros(3, requires_grad=True)
+    tapped = Tap.apply(y * 2, x, leaf, lambda x, gradient: seen.append((x, gradient)))
+    x.add_(1)
+    tapped.sum().backward()
+    assert torch.equal(y.grad, torch.full_like(y, 2))
+    assert leaf.grad is None
+    assert [kept for kept, _ in seen] == [None]
 
 
 def test_a_residual_added_in_place_under_autocast() -> None:
