@@ -150,7 +150,7 @@ def normalised(m: nn.Module, x: Tensor) -> Tensor:
         (normalised, (6, 6, 6)),
         (normalised, (3000,)),
     ],
-    ids=str,
+    ids=["centred-6", "centred-1-then-6", "centred-3000", "normalised-6", "normalised-3000"],
 )
 def test_a_model_that_mixes_examples_is_refused_each_time(coupled, sizes: tuple[int, ...]) -> None:
     """After one example, where mixing cannot be seen; in 3000, where one example moves the mean by little."""
