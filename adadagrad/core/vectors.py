@@ -16,7 +16,7 @@ from torch import Tensor
 from adadagrad.core.errors import InvalidArgument
 
 FEW = 32
-"""Tensors up to which `quick_norm` adds on the CPU in plain floats."""
+"""Tensors up to which `quick_norm` adds their norms in plain floats."""
 
 
 def squared_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -55,22 +55,24 @@ def inner_product(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     return torch.stack(products).sum()
 
 
-def quick_norm(tensors: Sequence[Tensor]) -> Tensor:
+def quick_norm(tensors: Sequence[Tensor]) -> float:
     r"""Return \|x\| in the tensors' own precision, for clipping and for finding NaN; not for statistics.
+
+    Called at every step, so a few norms on the CPU are read off and added as plain floats, which takes half the
+    time of two more tensor operations.
 
     Args:
         tensors: Dense real tensors on one device; none gives 0.
 
     Returns:
-        Scalar tensor, float32 or wider.
+        The norm; NaN or infinite if any element is. Waits for the device.
     """
     if not tensors:
-        return torch.zeros(())
+        return 0.0
     norms = torch._foreach_norm([refuse_sparse(t) for t in tensors])
-    if len(norms) <= FEW and norms[0].device.type == "cpu":  # plain floats are faster than two more operations
-        return torch.tensor(math.hypot(*(n.item() for n in norms)), dtype=torch.float64)
-    total: Tensor = torch.linalg.vector_norm(torch.stack(list(norms)))
-    return total
+    if len(norms) <= FEW and norms[0].device.type == "cpu":
+        return math.hypot(*(n.item() for n in norms))
+    return float(torch.linalg.vector_norm(torch.stack(list(norms))))
 
 
 def refuse_sparse(tensor: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class Gradients:
 
     def norm(self) -> float:
         """Return the norm of the whole gradient in its own precision; NaN or infinite if any element is."""
-        return float(quick_norm(self.present()))
+        return quick_norm(self.present())
 
     def clip(self, norm: float, max_norm: float) -> None:
         """Shorten the gradient to `max_norm` if it is longer.

@@ -34,7 +34,7 @@ class RunLog:
 
     def __init__(self, directory: str | os.PathLike[str] | None) -> None:
         self.path = None if directory is None else Path(directory) / "run.jsonl"
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
 
     @property
     def position(self) -> int:
@@ -52,13 +52,13 @@ class RunLog:
             return
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a", encoding="utf-8")
+            self._file = self.path.open("ab")
         line = {"kind": kind, **record}
         try:
             text = _ENCODER.encode(line)
         except ValueError:
             text = _ENCODER.encode(_without_nan(line))
-        self._file.write(text + "\n")
+        self._file.write(text.encode() + b"\n")
         self._file.flush()
 
     def cut_back(self, position: int) -> None:

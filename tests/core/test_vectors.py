@@ -43,7 +43,7 @@ def test_layouts_do_not_matter():
 
 
 def test_nothing_has_norm_zero():
-    assert float(squared_norm([])) == float(inner_product([], [])) == float(quick_norm([])) == 0.0
+    assert float(squared_norm([])) == float(inner_product([], [])) == quick_norm([]) == 0.0
 
 
 def test_no_graph_is_built():
@@ -55,9 +55,14 @@ def test_no_graph_is_built():
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_quick_norm_finds_what_is_not_finite(bad):
     x = [torch.ones(5), torch.tensor([1.0, bad]), torch.ones(2)]
-    assert not math.isfinite(float(quick_norm(x)))
+    assert not math.isfinite(quick_norm(x))
     assert not math.isfinite(float(squared_norm(x)))
-    assert float(quick_norm([torch.full((2, 2), 3.0), torch.full((4,), 4.0)])) == 10.0
+
+
+@pytest.mark.parametrize("copies", [1, 100])
+def test_quick_norm_of_few_and_of_many_tensors(copies: int):
+    x = [torch.full((2, 2), 3.0), torch.full((4,), 4.0)] * copies
+    assert quick_norm(x) == pytest.approx(10.0 * math.sqrt(copies), rel=1e-6)
 
 
 def test_lists_of_different_lengths_are_refused():
