@@ -13,23 +13,21 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from adadagrad.batching import Assembler, make_plan, make_source
-from adadagrad.checkpoint import load_checkpoint, random_states, save_checkpoint, set_random_states
+from adadagrad.checkpoint import load_checkpoint, save_checkpoint
 from adadagrad.core.checks import check_choice, check_integer, check_positive
-from adadagrad.core.errors import CorruptCheckpoint, InvalidArgument, NonFiniteGradient, StepError
+from adadagrad.core.errors import CorruptCheckpoint, InvalidArgument, StepError
 from adadagrad.core.protocols import BatchSizePolicy, LearningRateSchedule
-from adadagrad.core.records import Decision, GradientStatistics, Observation
 from adadagrad.core.settings import Bounds, Measure
 from adadagrad.engine.arguments import check_types, first_batch, largest_batch, sample_budget
-from adadagrad.engine.deciding import decide, is_final
-from adadagrad.engine.gradients import Gradients, is_finite
+from adadagrad.engine.deciding import is_final
+from adadagrad.engine.finishing import times
+from adadagrad.engine.gradients import Gradients
 from adadagrad.engine.learning_rate import LearningRate
 from adadagrad.engine.measuring import Measuring
-from adadagrad.engine.run_log import RunLog, start_record, step_record
+from adadagrad.engine.run_log import RunLog, start_record
+from adadagrad.engine.saving import engine_state, restore_engine
 from adadagrad.engine.step import Step
 from adadagrad.policies.bounds import check_bounds
-
-MAX_SKIPPED = 50
-"""Steps skipped in a row after which a run that never becomes finite again is stopped."""
 
 
 class AdaptiveBatch:
@@ -170,7 +168,7 @@ class AdaptiveBatch:
                     raise StepError("a step was left without update: call step.update() before the next step")
                 self._step = None
             record = {"samples_seen": self.samples_seen, "samples_drawn": self.samples_drawn, "steps": self.steps}
-            self._log.write("end", {**record, "skipped": self.skipped, **self._times()})
+            self._log.write("end", {**record, "skipped": self.skipped, **times(self)})
         finally:
             self._abandon()
             self._assembler.source.close()
@@ -209,23 +207,7 @@ class AdaptiveBatch:
         Raises:
             StepError: A step is in progress.
         """
-        if self._step is not None and not self._step.finished:
-            raise StepError("a step is in progress: save after step.update()")
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "random": random_states(),
-            "stream": self._assembler.state_dict(),
-            "measuring": self.measuring.state_dict(),
-            "learning_rate": self.learning_rate.state_dict(),
-            "global_batch_size": self.global_batch_size,
-            "steps": self.steps,
-            "samples_seen": self.samples_seen,
-            "samples_drawn": self.samples_drawn,
-            "skipped": [self.skipped, self._skipped_in_a_row],
-            "seconds": [self.seconds, self.measuring.instrument.seconds],
-            "log_position": self._log.position,
-        }
+        return engine_state(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where another engine's state was taken, and cut its log back to there.
@@ -236,20 +218,7 @@ class AdaptiveBatch:
         Raises:
             InvalidArgument: The state belongs to another stream of data.
         """
-        self._assembler.load_state_dict(state["stream"])
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.learning_rate.load_state_dict(state["learning_rate"])
-        self.measuring.load_state_dict(state["measuring"])
-        self.global_batch_size = min(state["global_batch_size"], self.max_batch_size)
-        self.steps, self.samples_seen = state["steps"], state["samples_seen"]
-        self.samples_drawn = state["samples_drawn"]
-        self.skipped, self._skipped_in_a_row = state["skipped"]
-        self.seconds, self.measuring.instrument.seconds = state["seconds"]
-        self._last_checkpoint = self.samples_seen
-        self._log.cut_back(state["log_position"])
-        self._begun = self._log.position > 0
-        set_random_states(state["random"])
+        restore_engine(self, state)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a file, whole or not at all.
@@ -273,103 +242,6 @@ class AdaptiveBatch:
             raise CorruptCheckpoint(f"{path} is a checkpoint, but not of an engine: use a file that engine.save wrote")
         self.load_state_dict(content["engine"])
 
-    def _update(self, step: Step) -> Decision:
-        """Finish a complete step; called by `Step.update`."""
-        gradients = self._gradients
-        gradients.scale(step.correction)
-        loss = step.loss
-        self.steps += 1
-        self.samples_drawn += step.global_batch_size
-        norm = gradients.norm()
-        if not is_finite((loss, norm)):
-            return self._skip(step, loss)
-        statistics, reason = None, "not measured"
-        if step.measured:
-            statistics, reason = self.measuring.finish(step.global_batch_size, step.weight_sq_sum, step.correction)
-        if self.max_grad_norm is not None:
-            gradients.clip(norm, self.max_grad_norm)
-        self.optimizer.step()
-        gradients.clear()
-        self.samples_seen += step.global_batch_size
-        self._skipped_in_a_row = 0
-        if self.steps - self.skipped == 1:
-            self.measuring.check_second_moments()
-        return self._decide(step, loss, statistics, reason)
-
-    def _decide(self, step: Step, loss: float, statistics: GradientStatistics | None, reason: str) -> Decision:
-        """Ask the policy, apply the bounds, and write the record."""
-        observation = Observation(
-            gradient=statistics,
-            global_batch_size=step.global_batch_size,
-            samples_seen=self.samples_seen,
-            loss=loss,
-            lr=self.learning_rate.current,
-            dataset_size=self.dataset_size,
-        )
-        requested = None
-        if step.global_batch_size < step.plan.global_batch_size:
-            reason = "short batch"
-        else:
-            self.global_batch_size, requested, verdict = decide(
-                self.policy,
-                observation,
-                current=self.global_batch_size,
-                bounds=self.bounds,
-                minimum=self.measuring.smallest_batch,
-                maximum=self.max_batch_size,
-            )
-            reason = verdict or reason
-        decision = self._record(step, observation, requested, reason)
-        line = step_record(decision, samples_drawn=self.samples_drawn, threshold=self.policy.threshold)
-        self._close_step(step, "step", line)
-        return decision
-
-    def _skip(self, step: Step, loss: float) -> Decision:
-        """Leave out the update of a step that is not finite, or stop there."""
-        self.measuring.instrument.discard()
-        self._gradients.clear()
-        self.skipped += 1
-        self._skipped_in_a_row += 1
-        observation = Observation(
-            global_batch_size=step.global_batch_size,
-            samples_seen=self.samples_seen,
-            loss=loss,
-            lr=self.learning_rate.current,
-            dataset_size=self.dataset_size,
-        )
-        decision = self._record(step, observation, None, "skipped: non-finite")
-        self._close_step(step, "skip", step_record(decision, samples_drawn=self.samples_drawn, threshold=None))
-        what = f"loss {loss:g} and gradient of step {self.steps} are not both finite"
-        if self.on_nonfinite == "stop":
-            raise NonFiniteGradient(
-                f'{what}: lower the learning rate, or pass on_nonfinite="skip" to leave such steps out'
-            )
-        if self._skipped_in_a_row >= MAX_SKIPPED:
-            before = f"as in the {MAX_SKIPPED - 1} before"
-            raise NonFiniteGradient(f"{what}, {before}: start again with a lower learning rate")
-        return decision
-
-    def _record(self, step: Step, observation: Observation, requested: float | None, reason: str) -> Decision:
-        return Decision(
-            step=self.steps,
-            samples_seen=self.samples_seen,
-            observation=observation,
-            requested=requested,
-            plan=step.plan,
-            next_plan=make_plan(self.global_batch_size, self.micro_batch_size),
-            lr=self.learning_rate.current,
-            reason=reason,
-        )
-
-    def _close_step(self, step: Step, kind: str, line: dict[str, Any]) -> None:
-        """Stop the step's clock, write its line, and save if it is time."""
-        self.seconds += time.perf_counter() - self._started
-        self._log.write(kind, {**line, **self._times()})
-        due = self._checkpoint_every is not None and self.samples_seen - self._last_checkpoint >= self._checkpoint_every
-        if due and self._checkpoint_path is not None:
-            self._last_checkpoint = self.samples_seen
-            self.save(self._checkpoint_path)
-
     def _next_step(self) -> Step:
         size = min(self.global_batch_size, self.total_samples - self.samples_seen)
         if self.epoch_boundary == "short":
@@ -390,6 +262,3 @@ class AdaptiveBatch:
 
     def _moved(self, leaf: Any) -> Any:
         return leaf.to(self._device, non_blocking=True) if isinstance(leaf, Tensor) else leaf
-
-    def _times(self) -> dict[str, float]:
-        return {"seconds": round(self.seconds, 6), "measure_seconds": round(self.measuring.instrument.seconds, 6)}

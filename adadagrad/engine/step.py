@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adadagrad.core.errors import InvalidArgument, LossWithoutGradient, StepError
 from adadagrad.core.records import BatchPlan, Decision
+from adadagrad.engine.finishing import finish_step
 from adadagrad.engine.measuring import Split
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class Step:
         if self._weighted and self._weights == 0:
             raise InvalidArgument("weight is 0 for every example of the step, so its mean loss does not exist")
         self.finished = True
-        return self.engine._update(self)
+        return finish_step(self.engine, self)
 
     @property
     def loss(self) -> float:

@@ -1,0 +1,146 @@
+"""The end of a step: correct, check, clip and apply the gradient, decide the next batch size, write it down."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from adadagrad.batching import make_plan
+from adadagrad.core.errors import NonFiniteGradient
+from adadagrad.core.records import Decision, GradientStatistics, Observation
+from adadagrad.engine.deciding import decide
+from adadagrad.engine.gradients import is_finite
+from adadagrad.engine.run_log import step_record
+from adadagrad.engine.saving import save_if_due
+
+if TYPE_CHECKING:
+    from adadagrad.engine.adaptive_batch import AdaptiveBatch
+    from adadagrad.engine.step import Step
+
+MAX_SKIPPED = 50
+"""Steps skipped in a row after which a run that never becomes finite again is stopped."""
+
+
+def finish_step(engine: AdaptiveBatch, step: Step) -> Decision:
+    """Apply a complete step, or leave it out, and decide the next batch size; called by `Step.update`.
+
+    Args:
+        engine: The engine.
+        step: Its step, all micro-batches of which have had their backward.
+
+    Returns:
+        The step's record.
+
+    Raises:
+        NonFiniteGradient: Loss or gradient is not finite and ``on_nonfinite="stop"``, or `MAX_SKIPPED` steps in a
+            row were skipped.
+    """
+    gradients = engine._gradients
+    gradients.scale(step.correction)
+    loss = step.loss
+    engine.steps += 1
+    engine.samples_drawn += step.global_batch_size
+    norm = gradients.norm()
+    if not is_finite((loss, norm)):
+        return _skip(engine, step, loss)
+    statistics, reason = None, "not measured"
+    if step.measured:
+        statistics, reason = engine.measuring.finish(step.global_batch_size, step.weight_sq_sum, step.correction)
+    if engine.max_grad_norm is not None:
+        gradients.clip(norm, engine.max_grad_norm)
+    engine.optimizer.step()
+    gradients.clear()
+    engine.samples_seen += step.global_batch_size
+    engine._skipped_in_a_row = 0
+    if engine.steps - engine.skipped == 1:
+        engine.measuring.check_second_moments()
+    return _decide(engine, step, loss, statistics, reason)
+
+
+def _decide(
+    engine: AdaptiveBatch, step: Step, loss: float, statistics: GradientStatistics | None, reason: str
+) -> Decision:
+    """Ask the policy, apply the bounds, and write the record."""
+    observation = Observation(
+        gradient=statistics,
+        global_batch_size=step.global_batch_size,
+        samples_seen=engine.samples_seen,
+        loss=loss,
+        lr=engine.learning_rate.current,
+        dataset_size=engine.dataset_size,
+    )
+    requested = None
+    if step.global_batch_size < step.plan.global_batch_size:
+        reason = "short batch"
+    else:
+        engine.global_batch_size, requested, verdict = decide(
+            engine.policy,
+            observation,
+            current=engine.global_batch_size,
+            bounds=engine.bounds,
+            minimum=engine.measuring.smallest_batch,
+            maximum=engine.max_batch_size,
+        )
+        reason = verdict or reason
+    decision = _record(engine, step, observation, requested, reason)
+    line = step_record(decision, samples_drawn=engine.samples_drawn, threshold=engine.policy.threshold)
+    _close_step(engine, step, "step", line)
+    return decision
+
+
+def _skip(engine: AdaptiveBatch, step: Step, loss: float) -> Decision:
+    """Leave out the update of a step that is not finite, or stop there."""
+    engine.measuring.instrument.discard()
+    engine._gradients.clear()
+    engine.skipped += 1
+    engine._skipped_in_a_row += 1
+    observation = Observation(
+        global_batch_size=step.global_batch_size,
+        samples_seen=engine.samples_seen,
+        loss=loss,
+        lr=engine.learning_rate.current,
+        dataset_size=engine.dataset_size,
+    )
+    decision = _record(engine, step, observation, None, "skipped: non-finite")
+    _close_step(engine, step, "skip", step_record(decision, samples_drawn=engine.samples_drawn, threshold=None))
+    what = f"loss {loss:g} and gradient of step {engine.steps} are not both finite"
+    if engine.on_nonfinite == "stop":
+        raise NonFiniteGradient(f'{what}: lower the learning rate, or pass on_nonfinite="skip" to leave such steps out')
+    if engine._skipped_in_a_row >= MAX_SKIPPED:
+        before = f"as in the {MAX_SKIPPED - 1} before"
+        raise NonFiniteGradient(f"{what}, {before}: start again with a lower learning rate")
+    return decision
+
+
+def _record(
+    engine: AdaptiveBatch, step: Step, observation: Observation, requested: float | None, reason: str
+) -> Decision:
+    return Decision(
+        step=engine.steps,
+        samples_seen=engine.samples_seen,
+        observation=observation,
+        requested=requested,
+        plan=step.plan,
+        next_plan=make_plan(engine.global_batch_size, engine.micro_batch_size),
+        lr=engine.learning_rate.current,
+        reason=reason,
+    )
+
+
+def _close_step(engine: AdaptiveBatch, step: Step, kind: str, line: dict[str, Any]) -> None:
+    """Stop the step's clock, write its line, and save if it is time."""
+    engine.seconds += time.perf_counter() - engine._started
+    engine._log.write(kind, {**line, **times(engine)})
+    save_if_due(engine)
+
+
+def times(engine: AdaptiveBatch) -> dict[str, float]:
+    """Return the clocks of a line of the log.
+
+    Args:
+        engine: The engine.
+
+    Returns:
+        Seconds inside steps so far, and those of them spent measuring.
+    """
+    return {"seconds": round(engine.seconds, 6), "measure_seconds": round(engine.measuring.instrument.seconds, 6)}

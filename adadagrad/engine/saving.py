@@ -1,0 +1,78 @@
+"""What a run is made of between two steps: taken out of an engine, put into another one, saved when it is time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from adadagrad.checkpoint import random_states, set_random_states
+from adadagrad.core.errors import StepError
+
+if TYPE_CHECKING:
+    from adadagrad.engine.adaptive_batch import AdaptiveBatch
+
+
+def engine_state(engine: AdaptiveBatch) -> dict[str, Any]:
+    """Return everything that resuming needs; see `AdaptiveBatch.state_dict`.
+
+    Args:
+        engine: The engine, between two steps.
+
+    Returns:
+        Nested dicts and lists of tensors, numbers and words.
+
+    Raises:
+        StepError: A step is in progress.
+    """
+    if engine._step is not None and not engine._step.finished:
+        raise StepError("a step is in progress: save after step.update()")
+    return {
+        "model": engine.model.state_dict(),
+        "optimizer": engine.optimizer.state_dict(),
+        "random": random_states(),
+        "stream": engine._assembler.state_dict(),
+        "measuring": engine.measuring.state_dict(),
+        "learning_rate": engine.learning_rate.state_dict(),
+        "global_batch_size": engine.global_batch_size,
+        "steps": engine.steps,
+        "samples_seen": engine.samples_seen,
+        "samples_drawn": engine.samples_drawn,
+        "skipped": [engine.skipped, engine._skipped_in_a_row],
+        "seconds": [engine.seconds, engine.measuring.instrument.seconds],
+        "log_position": engine._log.position,
+    }
+
+
+def restore_engine(engine: AdaptiveBatch, state: Mapping[str, Any]) -> None:
+    """Continue where a state was taken, and cut the log back to there; see `AdaptiveBatch.load_state_dict`.
+
+    Args:
+        engine: An engine on the same model, optimizer, data set and seed.
+        state: What `engine_state` returned.
+    """
+    engine._assembler.load_state_dict(state["stream"])
+    engine.model.load_state_dict(state["model"])
+    engine.optimizer.load_state_dict(state["optimizer"])
+    engine.learning_rate.load_state_dict(state["learning_rate"])
+    engine.measuring.load_state_dict(state["measuring"])
+    engine.global_batch_size = min(state["global_batch_size"], engine.max_batch_size)
+    engine.steps, engine.samples_seen = state["steps"], state["samples_seen"]
+    engine.samples_drawn = state["samples_drawn"]
+    engine.skipped, engine._skipped_in_a_row = state["skipped"]
+    engine.seconds, engine.measuring.instrument.seconds = state["seconds"]
+    engine._last_checkpoint = engine.samples_seen
+    engine._log.cut_back(state["log_position"])
+    engine._begun = engine._log.position > 0
+    set_random_states(state["random"])
+
+
+def save_if_due(engine: AdaptiveBatch) -> None:
+    """Save the engine once `checkpoint_every` samples have been seen since the last time.
+
+    Args:
+        engine: The engine, after a step.
+    """
+    every, path = engine._checkpoint_every, engine._checkpoint_path
+    if every is not None and path is not None and engine.samples_seen - engine._last_checkpoint >= every:
+        engine._last_checkpoint = engine.samples_seen
+        engine.save(path)
