@@ -142,13 +142,19 @@ class AdaptiveBatch:
         """Yield one step after the other until the budget of samples is used.
 
         Yields:
-            The step to run and update. Leaving the loop in the middle of a step undoes the step: its examples
-            come again.
+            The step to run and update. Leaving the loop in the middle of a step, or an error before its optimizer
+            has stepped, undoes the step: its gradient is gone, and its examples come again. (What the forward has
+            changed stays: random states, BatchNorm's running statistics.)
 
         Raises:
-            StepError: The last step was not updated.
+            StepError: The last step was not updated, or another loop over this engine is in the middle of one.
             InvalidArgument: `log_dir` holds the log of another run.
         """
+        if self._step is not None and not self._step.finished:
+            raise StepError(
+                "another loop over this engine is in the middle of a step: finish that step with step.update() first, "
+                "or leave that loop"
+            )
         if not self._begun:
             if self._log.position > 0:
                 raise InvalidArgument(
@@ -162,15 +168,21 @@ class AdaptiveBatch:
                 self._started = time.perf_counter()
                 self._gradients.refuse_leftovers()
                 self.learning_rate.set(self.samples_seen)
-                self._step = self._next_step()
-                yield self._step
-                if not self._step.finished:
-                    raise StepError("a step was left without update: call step.update() before the next step")
+                step = self._step = self._next_step()
+                yield step
+                if not step.finished:
+                    raise StepError(
+                        "the update of this step failed, and the step was undone: mend the error that it raised, and "
+                        "iterate the engine again"
+                        if step.undone
+                        else "a step was left without update: call step.update() before the next step"
+                    )
                 self._step = None
             record = {"samples_seen": self.samples_seen, "samples_drawn": self.samples_drawn, "steps": self.steps}
             self._log.write("end", {**record, "skipped": self.skipped, **times(self)})
         finally:
-            self._abandon()
+            if self._step is not None:
+                self.abandon(self._step)
             self._assembler.source.close()
             self._log.close()
 
@@ -185,6 +197,19 @@ class AdaptiveBatch:
         """
         for batch in self._assembler.take(sizes):
             yield batch if self._device.type == "cpu" else tree_map(self._moved, batch)
+
+    def abandon(self, step: Step) -> None:
+        """Undo a step that is not finished: forget its gradient and let its examples come again; for `Step`.
+
+        Args:
+            step: The engine's step. Nothing is left to undo where it is finished.
+        """
+        if not step.finished:
+            step.undone = True
+            self.measuring.undo()
+            self._gradients.clear()
+            self._assembler.seek(self.samples_drawn)
+        self._step = None
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Add a line of metrics to run.jsonl, at the present number of samples.
@@ -251,14 +276,6 @@ class AdaptiveBatch:
         plan = make_plan(self.global_batch_size, self.micro_batch_size)
         split = self.measuring.split(self.steps + 1, size, self.micro_batch_size, wanted=wanted)
         return Step(self, self.steps + 1, plan, size, split)
-
-    def _abandon(self) -> None:
-        """Undo a step that was left in the middle: forget its gradient and let its examples come again."""
-        if self._step is not None and not self._step.finished:
-            self.measuring.undo()
-            self._gradients.clear()
-            self._assembler.seek(self.samples_drawn)
-        self._step = None
 
     def _moved(self, leaf: Any) -> Any:
         return leaf.to(self._device, non_blocking=True) if isinstance(leaf, Tensor) else leaf

@@ -24,6 +24,8 @@ MAX_SKIPPED = 50
 def finish_step(engine: AdaptiveBatch, step: Step) -> Decision:
     """Apply a complete step, or leave it out, and decide the next batch size; called by `Step.update`.
 
+    Nothing is counted before the optimizer has stepped, so that a step which fails until then can be undone.
+
     Args:
         engine: The engine.
         step: Its step, all micro-batches of which have had their backward.
@@ -38,8 +40,6 @@ def finish_step(engine: AdaptiveBatch, step: Step) -> Decision:
     gradients = engine._gradients
     gradients.scale(step.correction)
     loss = step.loss
-    engine.steps += 1
-    engine.samples_drawn += step.global_batch_size
     norm = gradients.norm()
     if not is_finite((loss, norm)):
         return _skip(engine, step, loss)
@@ -49,12 +49,21 @@ def finish_step(engine: AdaptiveBatch, step: Step) -> Decision:
     if engine.max_grad_norm is not None:
         gradients.clip(norm, engine.max_grad_norm)
     engine.optimizer.step()
-    gradients.clear()
+    _count(engine, step)
     engine.samples_seen += step.global_batch_size
     engine._skipped_in_a_row = 0
+    decision = _decide(engine, step, loss, statistics, reason)
     if engine.steps - engine.skipped == 1:
         engine.measuring.check_second_moments()
-    return _decide(engine, step, loss, statistics, reason)
+    return decision
+
+
+def _count(engine: AdaptiveBatch, step: Step) -> None:
+    """Take note that a step is over, applied or left out: from here on it cannot be undone."""
+    engine._gradients.clear()
+    step.finished = True
+    engine.steps += 1
+    engine.samples_drawn += step.global_batch_size
 
 
 def _decide(
@@ -91,7 +100,7 @@ def _decide(
 def _skip(engine: AdaptiveBatch, step: Step, loss: float) -> Decision:
     """Leave out the update of a step that is not finite, or stop there."""
     engine.measuring.instrument.discard()
-    engine._gradients.clear()
+    _count(engine, step)
     engine.skipped += 1
     engine._skipped_in_a_row += 1
     observation = Observation(

@@ -79,20 +79,23 @@ class Measuring:
     @property
     def smallest_batch(self) -> int:
         """Fewest examples that a step needs for the estimator to say anything."""
-        return 4 if isinstance(self.estimator, MicroBatch) else 2
+        return _smallest_batch(self.estimator)
 
-    def refuse_small(self, global_batch_size: int) -> None:
+    def refuse_small(self, global_batch_size: int, estimator: AbstractEstimator | None = None) -> None:
         """Refuse a batch on which the policy could never be given a measurement.
 
         Args:
             global_batch_size: Its examples.
+            estimator: What would measure it; None is the present estimator.
 
         Raises:
             InvalidArgument: The policy needs statistics and the estimator needs more examples.
         """
-        if self._needed and global_batch_size < self.smallest_batch:
+        estimator = self.estimator if estimator is None else estimator
+        smallest = _smallest_batch(estimator)
+        if self._needed and global_batch_size < smallest:
             raise InvalidArgument(
-                f"global_batch_size must be >= {self.smallest_batch} for {self.estimator!r} to measure any noise, "
+                f"global_batch_size must be >= {smallest} for {estimator!r} to measure any noise, "
                 f"got {global_batch_size}"
             )
 
@@ -124,8 +127,7 @@ class Measuring:
             coupled = batch_coupled_module(self._model)
             if coupled is not None:  # put into training mode since the estimator was chosen
                 warnings.warn(f"measuring with MicroBatch() from now on, because of {coupled}", stacklevel=4)
-                self._replace(MicroBatch())
-                self.refuse_small(size)
+                self._replace_by_micro_batches(size)
                 return plain
         return measured if due else plain
 
@@ -163,8 +165,7 @@ class Measuring:
             if not self._automatic:
                 raise
             warnings.warn(f"measuring with MicroBatch() from now on, because {error}", stacklevel=4)
-            self._replace(MicroBatch())
-            self.refuse_small(num_examples)
+            self._replace_by_micro_batches(num_examples)
             return None, "estimator replaced"
         except Exception as error:  # whatever it is, the gradient is whole
             warnings.warn(f"a measurement failed, the step is not affected: {error}", stacklevel=4)
@@ -217,6 +218,11 @@ class Measuring:
         if state["estimator"] == repr(self.estimator):
             self.instrument.load_state_dict(state["instrument"])
 
+    def _replace_by_micro_batches(self, size: int) -> None:
+        """Go over to `MicroBatch`, unless a batch of this size would then never be measured again."""
+        self.refuse_small(size, MicroBatch())
+        self._replace(MicroBatch())
+
     def _replace(self, estimator: AbstractEstimator) -> None:
         self.estimator, self.instrument = estimator, estimator.open(self._model, self._request)
 
@@ -225,3 +231,8 @@ class Measuring:
         state = self._optimizer.state.get(p, {})
         moment: Tensor | None = state.get("sum", state.get("exp_avg_sq"))
         return moment
+
+
+def _smallest_batch(estimator: AbstractEstimator) -> int:
+    """Return the fewest examples that make two units: two examples, or two micro-batches of two."""
+    return 4 if isinstance(estimator, MicroBatch) else 2

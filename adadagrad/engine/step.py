@@ -38,7 +38,9 @@ class Step:
     def __init__(self, engine: AdaptiveBatch, number: int, plan: BatchPlan, size: int, split: Split) -> None:
         self.engine, self.number, self.plan, self.global_batch_size, self.split = engine, number, plan, size, split
         self.finished = False
-        """Whether `update` has been called."""
+        """Whether `update` has applied this step, or left it out."""
+        self.undone = False
+        """Whether the engine has given this step up: its gradient is gone, and its examples come again."""
         self._losses: list[tuple[Tensor, float]] = []
         self._weights = 0.0
         self._weight_squares = 0.0
@@ -65,8 +67,9 @@ class Step:
             A batch as the data set's collation makes it, on the model's device.
 
         Raises:
-            StepError: The step was iterated before, or a micro-batch had no backward.
+            StepError: The step was iterated before or is undone, or a micro-batch had no backward.
         """
+        self._refuse_undone()
         if self._state != "new":
             raise StepError("a step can be iterated once: use step.run(...) or one loop over the step, not both")
         self._state = "running"
@@ -142,21 +145,30 @@ class Step:
             What was seen and decided.
 
         Raises:
-            StepError: Micro-batches are left, or update was called before.
+            StepError: Micro-batches are left, update was called before, or the step is undone.
             InvalidArgument: The step's weights add up to 0.
             NonFiniteGradient: The loss or gradient is not finite and ``on_nonfinite="stop"``.
+            UncoveredParameter: The estimator that was asked for cannot count a parameter; the step is undone.
+            BatchCoupledModule: The same, for a model that mixes examples.
         """
         if self.finished:
             raise StepError("update was called twice on one step: one update for each step of the engine")
+        self._refuse_undone()
         if self._state != "complete":
             raise StepError(
                 f"{len(self.split.sizes) - self._done} of {len(self.split.sizes)} micro-batches are left: loop over "
                 "the whole step (no break), or use step.run(...), before update"
             )
         if self._weighted and self._weights == 0:
-            raise InvalidArgument("weight is 0 for every example of the step, so its mean loss does not exist")
-        self.finished = True
-        return finish_step(self.engine, self)
+            raise InvalidArgument(
+                "weight is 0 for every example of the step, so its mean loss does not exist: leave such examples out "
+                "of the data set, or raise global_batch_size"
+            )
+        try:
+            return finish_step(self.engine, self)
+        except BaseException:
+            self.engine.abandon(self)
+            raise
 
     @property
     def loss(self) -> float:
@@ -173,6 +185,13 @@ class Step:
     def correction(self) -> float:
         """Factor from the provisional scale 1 / planned size to the mean over the weights; 1 without weights."""
         return self.global_batch_size / self._weights if self._weighted else 1.0
+
+    def _refuse_undone(self) -> None:
+        if self.undone:
+            raise StepError(
+                "this step is undone, because its loop was left or its update failed: its examples come again in the "
+                "next loop over the engine"
+            )
 
     def _get_coefficients(self) -> float | Tensor:
         """Return c_i of the micro-batch that has just gone backward."""

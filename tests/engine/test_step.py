@@ -259,8 +259,8 @@ def test_a_micro_batch_of_weight_zero_takes_part_with_weight_zero():
     """A micro-batch whose tokens are all masked is no error."""
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    step = next(iter(make_engine(model, optimizer, policy=ada.ConstantBatch(6), micro_batch_size=2)))
-    batches = []
+    iterator = iter(make_engine(model, optimizer, policy=ada.ConstantBatch(6), micro_batch_size=2))
+    step, batches = next(iterator), []
     for number, batch in enumerate(step):
         batches.append(batch)
         keep = float(number == 1)
