@@ -58,7 +58,7 @@ class AdaptiveBatch:
         epoch_boundary: ``"cross"`` lets a batch span two epochs; ``"short"`` cuts it at the end of the epoch,
             and a cut batch decides nothing.
         seed: Seeds the order of the data and its random augmentation; not the model.
-        log_dir: Directory for ``run.jsonl`` and checkpoints; None writes nothing.
+        log_dir: Directory for ``run.jsonl`` and checkpoints, made if need be; None writes nothing.
         checkpoint_every: Save ``log_dir/checkpoint.pt`` whenever so many samples have been seen since the last.
 
     Raises:
@@ -155,14 +155,7 @@ class AdaptiveBatch:
                 "another loop over this engine is in the middle of a step: finish that step with step.update() first, "
                 "or leave that loop"
             )
-        if not self._begun:
-            if self._log.position > 0:
-                raise InvalidArgument(
-                    f"log_dir holds the log of another run, {self._log.path}: choose an empty directory, or continue "
-                    "that run with engine.load(...)"
-                )
-            self._begun = True
-            self._log.write("start", start_record(self))
+        self._begin()
         try:
             while self.samples_seen < self.total_samples:
                 self._started = time.perf_counter()
@@ -216,8 +209,12 @@ class AdaptiveBatch:
 
         Args:
             metrics: Numbers by name, for example ``{"val/accuracy": 0.93}``.
+
+        Raises:
+            InvalidArgument: A metric is no number, or `log_dir` holds the log of another run.
         """
-        values = {name: float(value) for name, value in metrics.items()}
+        values = {name: _number(name, value) for name, value in metrics.items()}
+        self._begin()
         record = {"step": self.steps, "samples_seen": self.samples_seen, "metrics": values}
         self._log.write("log", {**record, "seconds": self.seconds})
         if self._step is None:  # outside the loop, which closes the file when it ends
@@ -241,7 +238,7 @@ class AdaptiveBatch:
             state: What `state_dict` returned, for the same model, optimizer, data set and seed.
 
         Raises:
-            InvalidArgument: The state belongs to another stream of data.
+            InvalidArgument: The state belongs to another stream of data, or `log_dir` holds the log of another run.
         """
         restore_engine(self, state)
 
@@ -261,11 +258,19 @@ class AdaptiveBatch:
 
         Raises:
             CorruptCheckpoint: The file is missing, damaged, or no checkpoint of an engine.
+            InvalidArgument: It belongs to another stream of data, or `log_dir` holds the log of another run.
         """
         content = load_checkpoint(path)
         if "engine" not in content:
             raise CorruptCheckpoint(f"{path} is a checkpoint, but not of an engine: use a file that engine.save wrote")
         self.load_state_dict(content["engine"])
+
+    def _begin(self) -> None:
+        """Write the start record, if this run has none."""
+        if not self._begun:
+            self._log.refuse_other()
+            self._log.write("start", start_record(self))
+            self._begun = True
 
     def _next_step(self) -> Step:
         size = min(self.global_batch_size, self.total_samples - self.samples_seen)
@@ -279,3 +284,13 @@ class AdaptiveBatch:
 
     def _moved(self, leaf: Any) -> Any:
         return leaf.to(self._device, non_blocking=True) if isinstance(leaf, Tensor) else leaf
+
+
+def _number(name: str, value: Any) -> float:
+    """Return a metric as a float."""
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(
+            f"metrics[{name!r}] must be a number, got {value!r:.80}: log one number for each name"
+        ) from error

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 import time
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
+from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.records import Decision, quotient
 from adadagrad.version import __version__
 
@@ -30,11 +34,27 @@ class RunLog:
 
     Args:
         directory: The run directory, created if it does not exist; None for no log.
+
+    Raises:
+        InvalidArgument: `log_dir` cannot be created or written in. Found out here, not when a step has been trained.
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None) -> None:
-        self.path = None if directory is None else Path(directory) / "run.jsonl"
+        self.path: Path | None = None
         self._file: IO[bytes] | None = None
+        if directory is None:
+            return
+        try:
+            self.path = Path(directory) / "run.jsonl"
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists():
+                self.path.open("a").close()
+            tempfile.TemporaryFile(dir=self.path.parent).close()  # permissions do not tell all: try it
+        except (OSError, TypeError) as error:
+            raise InvalidArgument(
+                f"log_dir must be a directory that can be written in, got {str(directory)!r} ({error}): choose another "
+                "one, or None for no log"
+            ) from error
 
     @property
     def position(self) -> int:
@@ -51,7 +71,6 @@ class RunLog:
         if self.path is None:
             return
         if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("ab")
         line = {"kind": kind, **record}
         try:
@@ -61,15 +80,45 @@ class RunLog:
         self._file.write(text.encode() + b"\n")
         self._file.flush()
 
-    def cut_back(self, position: int) -> None:
+    def refuse_other(self, state: Mapping[str, Any] | None = None) -> None:
+        """Refuse to write behind, or over, the records of another run.
+
+        Args:
+            state: What `state_dict` returned in the run to continue; None for a new run.
+
+        Raises:
+            InvalidArgument: `log_dir` holds a log that does not begin as the state's does.
+        """
+        if self.position > 0 and (state is None or state["first_line"] != self._first_line()):
+            raise InvalidArgument(
+                f"log_dir holds the log of another run, {self.path}: choose an empty directory, or continue that run "
+                "with engine.load(...) from a checkpoint of its own"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how long the log is [bytes], and what tells it from others: a checksum of its first line."""
+        return {"position": self.position, "first_line": self._first_line()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Drop what was written after a checkpoint, so that the resumed run's records follow on it.
 
         Args:
-            position: Bytes to keep, as `position` gave them when the checkpoint was made.
+            state: What `state_dict` returned when the checkpoint was made.
+
+        Raises:
+            InvalidArgument: `log_dir` holds the log of another run, of which nothing is dropped.
         """
+        self.refuse_other(state)
         self.close()
-        if self.path is not None and self.path.exists() and self.path.stat().st_size > position:
-            os.truncate(self.path, position)
+        if self.path is not None and self.position > state["position"]:
+            os.truncate(self.path, state["position"])
+
+    def _first_line(self) -> int | None:
+        """Return the checksum of the start record, which holds the time; None for an empty log."""
+        if self.path is None or self.position == 0:
+            return None
+        with self.path.open("rb") as file:
+            return zlib.crc32(file.readline())
 
     def close(self) -> None:
         """Close the file; a later record opens it again."""

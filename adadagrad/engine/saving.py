@@ -39,7 +39,7 @@ def engine_state(engine: AdaptiveBatch) -> dict[str, Any]:
         "samples_drawn": engine.samples_drawn,
         "skipped": [engine.skipped, engine._skipped_in_a_row],
         "seconds": [engine.seconds, engine.measuring.instrument.seconds],
-        "log_position": engine._log.position,
+        "log": engine._log.state_dict(),
     }
 
 
@@ -49,7 +49,11 @@ def restore_engine(engine: AdaptiveBatch, state: Mapping[str, Any]) -> None:
     Args:
         engine: An engine on the same model, optimizer, data set and seed.
         state: What `engine_state` returned.
+
+    Raises:
+        InvalidArgument: The state belongs to another stream of data, or `log_dir` holds the log of another run.
     """
+    engine._log.refuse_other(state["log"])
     engine._assembler.load_state_dict(state["stream"])
     engine.model.load_state_dict(state["model"])
     engine.optimizer.load_state_dict(state["optimizer"])
@@ -61,7 +65,7 @@ def restore_engine(engine: AdaptiveBatch, state: Mapping[str, Any]) -> None:
     engine.skipped, engine._skipped_in_a_row = state["skipped"]
     engine.seconds, engine.measuring.instrument.seconds = state["seconds"]
     engine._last_checkpoint = engine.samples_seen
-    engine._log.cut_back(state["log_position"])
+    engine._log.load_state_dict(state["log"])
     engine._begun = engine._log.position > 0
     set_random_states(state["random"])
 

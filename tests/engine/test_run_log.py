@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import json
+import tempfile
 
 import pytest
 import torch
 
 import adadagrad as ada
+from adadagrad.core.errors import InvalidArgument
 from tests.engine.cases import TIMES, make_data, make_engine, make_model, mean_loss, read_log, train, weights
 from tests.engine.test_resume import CASES, build, go
 
@@ -138,3 +140,71 @@ def test_the_loss_is_the_mean_over_the_batch_and_over_the_weights(tmp_path):
             position += len(rows)
             expected = (losses[rows] * w[rows]).sum() / w[rows].sum() if weighted else losses[rows].mean()
             assert d.observation.loss == pytest.approx(float(expected), rel=1e-13)
+
+
+BAD_DIRECTORIES = {
+    "a file": lambda path: path / "file",
+    "below a file": lambda path: path / "file" / "run",
+    "with a directory for a log": lambda path: path / "occupied",
+    "no path": lambda path: 5,
+}
+
+
+@pytest.mark.parametrize("name", BAD_DIRECTORIES)
+def test_a_directory_that_cannot_be_written_in_is_refused_before_the_run(name, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "occupied" / "run.jsonl").mkdir(parents=True)
+    with pytest.raises(InvalidArgument, match=r"^log_dir must be a directory that can be written in, got .*: choose"):
+        make_engine(make_model(), log_dir=BAD_DIRECTORIES[name](tmp_path))
+
+
+def test_a_read_only_directory_is_refused_before_the_run(tmp_path, monkeypatch):
+    def read_only(**options):
+        raise PermissionError(f"Read-only file system: {options['dir']}")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
+    with pytest.raises(InvalidArgument, match=r"log_dir must be a directory that can be written in.*Read-only"):
+        make_engine(make_model(), log_dir=tmp_path)
+    make_engine(make_model())  # without a log nothing is tried
+
+
+def test_making_an_engine_leaves_an_empty_directory_and_an_older_log_alone(tmp_path):
+    make_engine(make_model(), log_dir=tmp_path / "new" / "run")
+    assert list((tmp_path / "new" / "run").iterdir()) == []
+    (tmp_path / "run.jsonl").write_text("what was there\n")
+    make_engine(make_model(), log_dir=tmp_path)
+    assert (tmp_path / "run.jsonl").read_text() == "what was there\n"
+
+
+def test_metrics_may_come_before_the_first_step(tmp_path):
+    engine = make_engine(make_model(), log_dir=tmp_path)
+    engine.log({"val/accuracy": 0.1})
+    train(engine, steps=2)
+    lines = read_log(tmp_path)
+    assert [line["kind"] for line in lines] == ["start", "log", "step", "step"]
+    assert lines[1]["samples_seen"] == 0
+
+
+@pytest.mark.parametrize("value", ["high", None, torch.ones(2)])
+def test_a_metric_that_is_no_number_is_named_and_nothing_is_written(value, tmp_path):
+    engine = make_engine(make_model(), log_dir=tmp_path)
+    with pytest.raises(InvalidArgument, match=r"^metrics\['val/accuracy'\] must be a number, got .*: log one number"):
+        engine.log({"loss": 1.0, "val/accuracy": value})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("logged", [True, False])
+def test_a_state_never_cuts_the_log_of_another_run(logged, tmp_path):
+    other = make_engine(make_model(), log_dir=tmp_path / "other")
+    train(other, steps=8)
+    before = (tmp_path / "other" / "run.jsonl").read_bytes()
+    first = make_engine(make_model(), log_dir=tmp_path / "first" if logged else None)
+    train(first, steps=2)
+    first.save(tmp_path / "state.pt")
+    model = make_model(seed=9)
+    second = make_engine(model, log_dir=tmp_path / "other")
+    with pytest.raises(InvalidArgument, match=r"log_dir holds the log of another run.*from a checkpoint of its own"):
+        second.load(tmp_path / "state.pt")
+    assert (tmp_path / "other" / "run.jsonl").read_bytes() == before
+    assert torch.equal(weights(model), weights(make_model(seed=9)))
+    assert second.samples_seen == 0
