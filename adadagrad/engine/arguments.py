@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import torch
@@ -23,8 +24,8 @@ def check_types(model: object, optimizer: object, policy: object) -> None:
     """Refuse arguments in the wrong place and models that this version cannot train.
 
     Args:
-        model: Must be a module, not wrapped for several processes.
-        optimizer: Must be a torch optimizer.
+        model: Must be a module, not wrapped for several processes, with dense gradients.
+        optimizer: Must be a torch optimizer whose step needs no closure.
         policy: Must be a policy's instance.
 
     Raises:
@@ -38,6 +39,8 @@ def check_types(model: object, optimizer: object, policy: object) -> None:
         )
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise InvalidArgument(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    _refuse_closures(optimizer)
+    _refuse_sparse(model)
     if isinstance(policy, type):
         raise InvalidArgument(f"policy must be an instance, got the class: write {policy.__name__}()")
     if not isinstance(policy, AbstractPolicy):
@@ -102,7 +105,8 @@ def first_batch(
         The size, between 1 and the cap.
 
     Raises:
-        InvalidArgument: The user's size contradicts the schedule's, the cap or the multiple.
+        InvalidArgument: The user's size contradicts the schedule's, the cap or the multiple, or data set and budget
+            hold too little for it.
     """
     if global_batch_size is not None:
         check_integer(1, global_batch_size=global_batch_size)
@@ -110,18 +114,48 @@ def first_batch(
         size = global_batch_size
     else:
         start = policy.required_batch_size(Observation(global_batch_size=global_batch_size or DEFAULT_BATCH_SIZE))
+        if not math.isfinite(start):
+            raise InvalidArgument(f"policy must start at a finite batch size, but {policy!r} asks for {start}")
         size = max(1, math.ceil(start))
         if global_batch_size is not None and global_batch_size != size:
             raise InvalidArgument(
                 f"global_batch_size={global_batch_size} contradicts {policy!r}, which starts at {size}: leave it out"
             )
-    if size is not None and size > cap and max_batch_size is None:
+    limited = max_batch_size is None or cap < max_batch_size  # by data set and budget, not by the user
+    if size is not None and size > cap and not limited:
+        raise InvalidArgument(
+            f"{policy!r} starts at {size} examples, more than max_batch_size={cap}: raise max_batch_size or start lower"
+        )
+    if size is not None and size > cap:
         raise InvalidArgument(
             f"{policy!r} starts at {size} examples, but data set and budget hold {cap}: lower it or train on more"
             if global_batch_size is None
             else f"global_batch_size must not exceed the {cap} examples that data set and budget hold, got {size}"
         )
+    if limited and bounds.multiple_of > cap:
+        raise InvalidArgument(
+            f"multiple_of must not exceed the {cap} examples that data set and budget hold, got {bounds.multiple_of}"
+        )
     if size is None:
         size = max(bounds.multiple_of, min(DEFAULT_BATCH_SIZE, cap) // bounds.multiple_of * bounds.multiple_of)
     check_bounds(bounds, global_batch_size=size, max_batch_size=cap)
     return size
+
+
+def _refuse_closures(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse optimizers such as LBFGS, which evaluate the loss several times in one update."""
+    parameters = list(inspect.signature(type(optimizer).step).parameters.values())[1:]
+    if any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+        raise InvalidArgument(
+            f"optimizer {type(optimizer).__name__} needs a closure that evaluates the loss again, and a step's batch "
+            "is evaluated once: use an optimizer whose step() needs no argument, for example Adagrad"
+        )
+
+
+def _refuse_sparse(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse and module.weight.requires_grad:
+            raise InvalidArgument(
+                f"model has sparse gradients at {name or 'its root'} ({type(module).__name__}), which are not "
+                "supported: build it with sparse=False"
+            )

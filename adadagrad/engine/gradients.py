@@ -21,7 +21,7 @@ class Gradients:
 
     Raises:
         InvalidArgument: A trainable parameter is in no parameter group, or a group holds a parameter that is
-            not the model's, so that measured and trained gradient would differ.
+            not the model's, so that measured and trained gradient would differ; or nothing is trainable.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -38,6 +38,11 @@ class Gradients:
             raise InvalidArgument(
                 f"optimizer does not train {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}, though they "
                 "require grad: add them to a parameter group, or freeze them with requires_grad_(False)"
+            )
+        if not any(p.requires_grad for p in names):
+            raise InvalidArgument(
+                "model has no parameter that requires grad, so there is nothing to train: call requires_grad_(True) on "
+                "what should learn"
             )
         self._names, self._parameters = names, list(names)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -23,14 +24,19 @@ class LearningRate:
         total_samples: The run's budget, for the schedule.
 
     Raises:
-        InvalidArgument: A torch scheduler is attached to the optimizer as well.
+        InvalidArgument: A torch scheduler is attached to the optimizer as well, or there is no rate to schedule.
     """
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, schedule: LearningRateSchedule | None, total_samples: int
     ) -> None:
         self._optimizer, self._schedule, self._total = optimizer, schedule, total_samples
-        self._initial = [float(group["lr"]) for group in optimizer.param_groups]
+        self._initial = [_rate(group) for group in optimizer.param_groups]
+        if schedule is not None and any(math.isnan(rate) for rate in self._initial):
+            raise InvalidArgument(
+                f"lr_schedule needs a learning rate to scale, and {type(optimizer).__name__} has none: give the "
+                "optimizer an lr, or leave lr_schedule out"
+            )
         self._set: list[float] | None = None
         """The rates as last set here, to see whether somebody else has changed them."""
         if schedule is not None and getattr(optimizer.step, "_wrapped_by_lr_sched", False):
@@ -43,8 +49,8 @@ class LearningRate:
 
     @property
     def current(self) -> float:
-        """Learning rate of the first parameter group."""
-        return float(self._optimizer.param_groups[0]["lr"])
+        """Learning rate of the first parameter group; NaN for an optimizer that chooses its own."""
+        return _rate(self._optimizer.param_groups[0])
 
     def set(self, samples_seen: int) -> None:
         """Set the rates for the step that starts here.
@@ -81,3 +87,9 @@ class LearningRate:
             state: What `state_dict` returned.
         """
         self._initial, self._set = [float(value) for value in state["initial"]], None
+
+
+def _rate(group: dict[str, Any]) -> float:
+    """Return a parameter group's learning rate, NaN where it has none (Adafactor with relative steps)."""
+    rate = group.get("lr")
+    return math.nan if rate is None else float(rate)

@@ -129,11 +129,16 @@ class Step:
             loss_function: Takes a micro-batch and returns its mean loss, or ``(loss_sum, weight)``.
 
         Raises:
-            StepError: The step was run or iterated before.
+            StepError: The step was run or iterated before, or is undone.
+            InvalidArgument: It returned a tuple that is no pair, or `backward` refuses what it returned.
         """
         for batch in self:
             result = loss_function(batch)
             if isinstance(result, tuple):
+                if len(result) != 2:
+                    raise InvalidArgument(
+                        f"loss_function must return the mean loss, or (loss_sum, weight), got {len(result)} values"
+                    )
                 self.backward(*result)
             else:
                 self.backward(result)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -19,7 +21,19 @@ from adadagrad.core.errors import (
     UnknownName,
     UnsizedDataset,
 )
-from tests.engine.cases import Asks, Sizes, make_data, make_engine, make_model, mean_loss, patched, train, weights
+from adadagrad.policies.base import AbstractPolicy
+from tests.engine.cases import (
+    Asks,
+    Sizes,
+    make_data,
+    make_engine,
+    make_model,
+    mean_loss,
+    patched,
+    read_log,
+    train,
+    weights,
+)
 
 
 class Stream(IterableDataset):
@@ -44,12 +58,79 @@ class OwnBatches(torch.utils.data.BatchSampler):
     pass
 
 
+MODEL, FROZEN = make_model(), make_model().requires_grad_(False)
+SPARSE = nn.Sequential(nn.EmbeddingBag(203, 3, sparse=True))
+
+
+def without_rate(model):
+    """An optimizer that chooses its own rate, as Adafactor with relative steps does."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.param_groups[0]["lr"] = None
+    return optimizer
+
+
+@dataclass(frozen=True, slots=True)
+class Formula(AbstractPolicy):
+    """A schedule of somebody's own, with one size."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    size: float
+
+    def required_batch_size(self, observation):
+        return self.size
+
+
 # name: (options, error, what the message must say)
 BAD = {
     "cap below start": (
         {"max_batch_size": 8, "global_batch_size": 16},
         InvalidArgument,
         "max_batch_size must be >= global_batch_size.*raise max_batch_size or lower global_batch_size",
+    ),
+    "start beyond budget": (
+        {"max_batch_size": 8192, "global_batch_size": 64, "total_samples": 10},
+        InvalidArgument,
+        "^global_batch_size must not exceed the 10 examples that data set and budget hold, got 64",
+    ),
+    "start beyond data": (
+        {"max_batch_size": 8192, "global_batch_size": 204},
+        InvalidArgument,
+        "^global_batch_size must not exceed the 203 examples",
+    ),
+    "multiple beyond data": (
+        {"max_batch_size": 8192, "global_batch_size": None, "bounds": ada.Bounds(multiple_of=300)},
+        InvalidArgument,
+        "^multiple_of must not exceed the 203 examples that data set and budget hold, got 300",
+    ),
+    "schedule beyond cap": (
+        {"policy": ada.StagedBatch("0:64"), "max_batch_size": 32},
+        InvalidArgument,
+        r"^StagedBatch.* starts at 64 examples, more than max_batch_size=32: raise max_batch_size or start lower",
+    ),
+    "schedule without a start": (
+        {"policy": Formula(math.nan)},
+        InvalidArgument,
+        r"^policy must start at a finite batch size, but Formula.* asks for nan",
+    ),
+    "closure": (
+        {"optimizer": torch.optim.LBFGS(MODEL.parameters()), "model": MODEL},
+        InvalidArgument,
+        r"optimizer LBFGS needs a closure .*whose step\(\) needs no argument",
+    ),
+    "sparse": (
+        {"optimizer": torch.optim.SparseAdam(SPARSE.parameters()), "model": SPARSE},
+        InvalidArgument,
+        r"sparse gradients at 0 \(EmbeddingBag\).*build it with sparse=False",
+    ),
+    "nothing to train": (
+        {"optimizer": torch.optim.SGD(FROZEN.parameters(), lr=0.1), "model": FROZEN},
+        InvalidArgument,
+        r"model has no parameter that requires grad.*requires_grad_\(True\)",
+    ),
+    "no rate to schedule": (
+        {"optimizer": without_rate(MODEL), "model": MODEL, "lr_schedule": ada.CosineSchedule()},
+        InvalidArgument,
+        "lr_schedule needs a learning rate to scale, and SGD has none: give the optimizer an lr",
     ),
     "micro 0": ({"micro_batch_size": 0}, InvalidArgument, "micro_batch_size must be >= 1, got 0"),
     "micro -1": ({"micro_batch_size": -1}, InvalidArgument, "micro_batch_size must be >= 1, got -1"),
@@ -131,7 +212,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_arguments_are_refused_by_name_before_any_training(name):
     options, error, message = BAD[name]
-    model = make_model()
+    model = options["model"] if isinstance(options.get("model"), nn.Sequential) else make_model()
     before = weights(model)
     options = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1), **options}
     with pytest.raises(error, match=f"(?s){message}") as caught:
@@ -320,3 +401,29 @@ def test_a_rate_changed_by_hand_under_a_schedule_is_refused():
     change(next(steps))
     with pytest.raises(InvalidArgument, match="the learning rate was changed between two steps"):
         next(steps)
+
+
+class NoRate(torch.optim.Optimizer):
+    """Steps of a fixed length, with no learning rate."""
+
+    def __init__(self, params):
+        super().__init__(params, {})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            p.sub_(0.01 * p.grad.sign())
+
+
+def test_an_optimizer_without_a_learning_rate_trains_and_is_logged(tmp_path):
+    model = make_model()
+    decisions = train(make_engine(model, NoRate(model.parameters()), log_dir=tmp_path, total_samples=50))
+    assert all(math.isnan(d.lr) for d in decisions)
+    assert {line["lr"] for line in read_log(tmp_path) if line["kind"] == "step"} == {"nan"}
+    assert not torch.equal(weights(model), weights(make_model()))
+
+
+def test_a_loss_function_that_returns_more_than_a_pair_is_refused():
+    model = make_model()
+    with pytest.raises(InvalidArgument, match=r"loss_function must return .*\(loss_sum, weight\), got 3 values"):
+        train(make_engine(model), lambda batch: (mean_loss(model)(batch), 1.0, 2.0))
