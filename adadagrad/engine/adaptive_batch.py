@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from adadagrad.batching import Assembler, make_plan, make_source
+from adadagrad.batching.trees import map_leaves
 from adadagrad.checkpoint import load_checkpoint, save_checkpoint
 from adadagrad.core.checks import check_choice, check_integer, check_positive
 from adadagrad.core.errors import CorruptCheckpoint, InvalidArgument, StepError
@@ -189,7 +189,7 @@ class AdaptiveBatch:
             Batches of these sizes.
         """
         for batch in self._assembler.take(sizes):
-            yield batch if self._device.type == "cpu" else tree_map(self._moved, batch)
+            yield batch if self._device.type == "cpu" else map_leaves(self._moved, (batch,))
 
     def abandon(self, step: Step) -> None:
         """Undo a step that is not finished: forget its gradient and let its examples come again; for `Step`.
@@ -282,7 +282,8 @@ class AdaptiveBatch:
         split = self.measuring.split(self.steps + 1, size, self.micro_batch_size, wanted=wanted)
         return Step(self, self.steps + 1, plan, size, split)
 
-    def _moved(self, leaf: Any) -> Any:
+    def _moved(self, path: tuple[str, ...], leaves: Sequence[Any]) -> Any:
+        leaf = leaves[0]
         return leaf.to(self._device, non_blocking=True) if isinstance(leaf, Tensor) else leaf
 
 

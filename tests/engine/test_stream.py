@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections import UserDict
 from itertools import pairwise
 
 import pytest
@@ -11,8 +12,9 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 import adadagrad as ada
+from adadagrad.batching.trees import map_leaves
 from adadagrad.core.errors import StepError
-from tests.batching.cases import WORKERS, many_workers
+from tests.batching.cases import WORKERS, Numbers, many_workers, nested
 from tests.engine.cases import WHOLE, Asks, Recording, Sizes, make_data, make_engine, make_model, train, weights
 
 pytestmark = many_workers
@@ -153,3 +155,32 @@ def test_a_step_that_was_run_but_not_updated_is_undone_by_leaving_the_loop():
         step.run(lambda batch: F.cross_entropy(model(batch[0]), batch[1]))
     train(engine)
     assert engine.samples_seen == 100
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_every_tensor_of_a_batch_comes_to_the_models_device(memory):
+    """Also in named tuples, dataclasses and mappings that are no dict, as tokenizers return them."""
+
+    def collate(examples):
+        batch = nested(examples)
+        return {**batch, "mapping": UserDict(x=batch["pair"].image)}
+
+    data = make_data() if memory else DataLoader(Numbers(50), collate_fn=collate)
+    model = make_model().to("meta")
+    engine = make_engine(model, None, data, ada.ConstantBatch(6), micro_batch_size=4, total_samples=12)
+    found = []
+
+    def note(path, leaves):
+        if isinstance(leaves[0], torch.Tensor):
+            found.append(leaves[0].device.type)
+
+    step = next(iterator := iter(engine))
+    for batch in step:
+        map_leaves(note, (batch,))
+        break
+    iterator.close()
+    assert found == ["meta"] * (4 if memory else 7)
+    if not memory:
+        assert type(batch["mapping"]) is UserDict
+        assert batch["record"].name == ["n0", "n1", "n2", "n3"]
+        assert (batch["names"], batch["kind"]) == (("0", "1", "2", "3"), "numbers")
