@@ -176,9 +176,7 @@ class Measuring:
         self.instrument.discard()
         self.budget.credit = self._credit
         if self._credit is None and self.settings.every == "auto":  # the first step of all: its trial runs set costs
-            seconds = self.instrument.seconds
             self._replace(self.estimator)
-            self.instrument.seconds = seconds
 
     def check_second_moments(self) -> None:
         """Refuse the weighted reduction once an applied step has left no second moment.
@@ -224,7 +222,9 @@ class Measuring:
         self._replace(MicroBatch())
 
     def _replace(self, estimator: AbstractEstimator) -> None:
+        seconds = self.instrument.seconds
         self.estimator, self.instrument = estimator, estimator.open(self._model, self._request)
+        self.instrument.seconds = seconds  # of the whole run
 
     def _second_moment(self, p: nn.Parameter) -> Tensor | None:
         """Return the parameter's second moment as Adagrad or Adam keeps it, None where there is none."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import pytest
@@ -250,7 +252,7 @@ def test_batch_norm_with_auto_is_measured_by_micro_batches():
     assert len({d.plan.global_batch_size for d in decisions}) > 1
 
 
-def test_a_model_in_which_examples_mix_by_hand_is_refused_or_measured_by_micro_batches():
+def test_a_model_in_which_examples_mix_by_hand_is_refused_or_measured_by_micro_batches(tmp_path):
     class Centred(nn.Module):
         def __init__(self):
             super().__init__()
@@ -266,10 +268,15 @@ def test_a_model_in_which_examples_mix_by_hand_is_refused_or_measured_by_micro_b
         train(make_engine(model, measure=ada.Measure(estimator=ada.PerExample(), every=1)))
     assert torch.equal(before, weights(model))
     assert not patched(model)
+    engine = make_engine(Centred(), measure=ada.Measure(every=1), policy=ada.NormTest(eta=1.0), log_dir=tmp_path)
     with pytest.warns(UserWarning, match=r"measuring with MicroBatch\(\) from now on"):
-        decisions = train(make_engine(Centred(), measure=ada.Measure(every=1), policy=ada.NormTest(eta=1.0)))
+        decisions = train(engine)
     assert decisions[0].reason == "estimator replaced"
     assert decisions[1].observation.gradient.kind == "micro_batch"
+    lines = (tmp_path / "run.jsonl").read_text().splitlines()
+    seconds = [0.0, *(json.loads(line)["measure_seconds"] for line in lines[1:])]
+    assert all(a < b for a, b in pairwise(seconds[:3]))  # what the first estimator spent is not forgotten
+    assert seconds == sorted(seconds)
 
 
 def test_a_replaced_estimator_that_could_never_measure_is_an_error():
