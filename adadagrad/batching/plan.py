@@ -80,6 +80,7 @@ def split_batch(size: int, micro_batch_size: int, measured: int | None = None) -
     return _full_and_rest(measured, micro_batch_size) + _full_and_rest(size - measured, micro_batch_size)
 
 
+@lru_cache(maxsize=256)
 def split_units(size: int, micro_batch_size: int, units: int) -> tuple[int, ...]:
     """Cut one rank's part of a step into near-equal micro-batches, each one unit of a gradient estimate.
 

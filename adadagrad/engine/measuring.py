@@ -112,7 +112,9 @@ class Measuring:
             The split.
         """
         self._credit = self.budget.credit
-        plain = Split(split_batch(size, micro_batch_size))
+        # Where examples mix, a rest of one example would fail in BatchNorm, and a small one would be noisy there.
+        even = isinstance(self.estimator, MicroBatch)
+        plain = Split(split_units(size, micro_batch_size, 1) if even else split_batch(size, micro_batch_size))
         if not (self.enabled and wanted and size >= self.smallest_batch):
             return plain
         measured = self._measured_split(size, micro_batch_size)

@@ -221,6 +221,21 @@ def test_micro_batch_units_are_weighted_by_their_size():
     assert checked > 4
 
 
+@pytest.mark.parametrize("policy", [ada.StagedBatch({0: 17, 40: 33, 80: 49}), Asks(lambda o: 17.0)])
+def test_batch_norm_never_meets_a_rest_of_one_example(policy):
+    """17 examples in micro-batches of at most 16 are 9 and 8, measured or not: BatchNorm refuses a single one."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 3)).double()
+    options = {"measure": ada.Measure(every=3), "total_samples": 17 * 12} if policy.needs else {"total_samples": 200}
+    start = 17 if policy.needs else None
+    engine = make_engine(model, policy=policy, global_batch_size=start, micro_batch_size=16, **options)
+    for step in engine:
+        assert max(step.split.sizes) - min(step.split.sizes) <= 1
+        assert len(step.split.sizes) == -(-step.global_batch_size // 16) or step.measured
+        step.run(lambda batch: F.cross_entropy(model(batch[0]), batch[1]))
+        step.update()
+
+
 def test_measuring_happens_as_often_as_asked():
     decisions = [d for d, _, _ in run(Asks(lambda o: 10.0), ada.Measure(every=4), total=204)]
     measured = [d.step for d in decisions if d.observation.gradient is not None]
