@@ -223,6 +223,9 @@ class AdaptiveBatch:
     def state_dict(self) -> dict[str, Any]:
         """Return everything that resuming needs: model, optimizer, random states, position, sizes.
 
+        As in torch, the tensors of model and optimizer are the live ones: `copy.deepcopy` what is to be gone back to
+        later in the same process, or `save` it.
+
         Returns:
             Nested dicts and lists of tensors, numbers and words.
 
@@ -238,7 +241,9 @@ class AdaptiveBatch:
             state: What `state_dict` returned, for the same model, optimizer, data set and seed.
 
         Raises:
-            InvalidArgument: The state belongs to another stream of data, or `log_dir` holds the log of another run.
+            StepError: A step is in progress.
+            InvalidArgument: The state is incomplete, or belongs to another stream of data, model or optimizer, or
+                `log_dir` holds the log of another run.
         """
         restore_engine(self, state)
 
@@ -258,7 +263,8 @@ class AdaptiveBatch:
 
         Raises:
             CorruptCheckpoint: The file is missing, damaged, or no checkpoint of an engine.
-            InvalidArgument: It belongs to another stream of data, or `log_dir` holds the log of another run.
+            StepError: A step is in progress.
+            InvalidArgument: As for `load_state_dict`.
         """
         content = load_checkpoint(path)
         if "engine" not in content:

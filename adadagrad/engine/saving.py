@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from adadagrad.checkpoint import random_states, set_random_states
-from adadagrad.core.errors import StepError
+from adadagrad.core.errors import InvalidArgument, StepError
 
 if TYPE_CHECKING:
     from adadagrad.engine.adaptive_batch import AdaptiveBatch
@@ -51,15 +52,31 @@ def restore_engine(engine: AdaptiveBatch, state: Mapping[str, Any]) -> None:
         state: What `engine_state` returned.
 
     Raises:
-        InvalidArgument: The state belongs to another stream of data, or `log_dir` holds the log of another run.
+        StepError: A step is in progress.
+        InvalidArgument: The state is incomplete, or belongs to another stream of data, model or optimizer, or `log_dir`
+            holds the log of another run.
     """
+    if engine._step is not None and not engine._step.finished:
+        raise StepError("a step is in progress: load after step.update(), or outside the loop")
+    missing = [name for name in engine_state(engine) if name not in state]
+    if missing:
+        raise InvalidArgument(f"state lacks {', '.join(missing)}: give what engine.state_dict() returned")
     engine._log.refuse_other(state["log"])
     engine._assembler.load_state_dict(state["stream"])
-    engine.model.load_state_dict(state["model"])
-    engine.optimizer.load_state_dict(state["optimizer"])
+    try:
+        engine.model.load_state_dict(state["model"])
+        # Copied, because torch goes on training with the very tensors that it is given.
+        engine.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+    except (RuntimeError, ValueError, KeyError) as error:
+        engine._assembler.seek(engine.samples_drawn)
+        raise InvalidArgument(
+            f"state does not fit this model and optimizer, which may hold parts of it now: build both as in the run "
+            f"that saved it ({error})"
+        ) from error
     engine.learning_rate.load_state_dict(state["learning_rate"])
     engine.measuring.load_state_dict(state["measuring"])
-    engine.global_batch_size = min(state["global_batch_size"], engine.max_batch_size)
+    cap = engine.max_batch_size - engine.max_batch_size % engine.bounds.multiple_of
+    engine.global_batch_size = min(state["global_batch_size"], cap)
     engine.steps, engine.samples_seen = state["steps"], state["samples_seen"]
     engine.samples_drawn = state["samples_drawn"]
     engine.skipped, engine._skipped_in_a_row = state["skipped"]

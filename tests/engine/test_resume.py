@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
@@ -398,3 +399,67 @@ def test_skips_are_part_of_the_state(tmp_path):
         assert head + run(second, 20) == trace
         assert torch.equal(weights(second.model), weights(whole.model))
         assert read_log(tmp_path / str(k)) == read_log(tmp_path / "whole")
+
+
+def test_a_state_can_be_gone_back_to_more_than_once():
+    engine = build("every step", None)
+    go(engine, 5)
+    state = copy.deepcopy(engine.state_dict())
+    trace, final = go(engine, 12), state_of(engine)
+    for _ in range(2):  # the second time shows whether the first has trained on the state's own tensors
+        engine.load_state_dict(state)
+        assert go(engine, 12) == trace
+        assert torch.equal(state_of(engine), final)
+
+
+def test_no_state_is_loaded_while_a_step_is_under_way():
+    engine = build("every step", None)
+    go(engine, 2)
+    state = copy.deepcopy(engine.state_dict())
+    iterator = iter(engine)
+    step = next(iterator)
+    step.run(mean_loss(engine.model))
+    with pytest.raises(StepError, match=r"a step is in progress: load after step\.update\(\)"):
+        engine.load_state_dict(state)
+    step.update()
+    engine.load_state_dict(state)
+    assert engine.steps == 2
+    assert next(iterator).number == 3
+    iterator.close()
+
+
+def test_an_incomplete_state_is_refused_by_name_and_nothing_is_loaded():
+    engine = build("every step", None)
+    go(engine, 2)
+    state = engine.state_dict()
+    del state["stream"], state["random"]
+    other = build("every step", None)
+    before = weights(other.model)
+    with pytest.raises(InvalidArgument, match=r"^state lacks random, stream: give what engine\.state_dict"):
+        other.load_state_dict(state)
+    assert torch.equal(before, weights(other.model))
+    assert other.steps == 0
+
+
+def test_a_state_of_another_model_or_optimizer_is_refused():
+    engine = build("every step", None)
+    go(engine, 2)
+    model = make_model(0.3)
+    groups = [{"params": layer.parameters()} for layer in (model[0], model[3])]
+    for other in (
+        make_engine(wide_model(), data=make_data(61), seed=5),
+        make_engine(model, torch.optim.SGD(groups, lr=0.1), make_data(61), seed=5),
+    ):
+        with pytest.raises(InvalidArgument, match=r"state does not fit this model and optimizer.*build both as in"):
+            other.load_state_dict(engine.state_dict())
+        assert (other.steps, other._assembler.position) == (0, 0)
+
+
+def test_a_loaded_size_obeys_the_new_cap_and_multiple():
+    engine = build("schedule", None, total_samples=500)
+    engine.global_batch_size = 48
+    model = make_model(0.3)
+    options = {"data": make_data(61), "policy": ada.StagedBatch({0: 10}), "seed": 5, "max_batch_size": 35}
+    other = make_engine(model, CASES["schedule"][1](model), bounds=ada.Bounds(multiple_of=10), **options)
+    other.load_state_dict(engine.state_dict())
+    assert other.global_batch_size == 30
