@@ -131,4 +131,8 @@ def _tensors(dataset: Any) -> tuple[tuple[Tensor, ...], Tensor | None]:
         indices = torch.as_tensor(dataset.indices)
         rows = indices if rows is None else indices[rows]
         dataset = dataset.dataset
-    return (dataset.tensors, rows) if type(dataset) is TensorDataset else ((), None)
+    if type(dataset) is not TensorDataset:
+        return (), None
+    if rows is not None:
+        rows = torch.where(rows < 0, rows + len(dataset), rows)  # counted from the end, as a data set's own index is
+    return dataset.tensors, rows

@@ -162,7 +162,8 @@ def test_a_data_set_on_tensors_gives_what_its_loader_gives():
     generator = torch.Generator().manual_seed(0)
     data = TensorDataset(torch.randn(40, 3, 2, generator=generator), torch.arange(40), torch.arange(40) > 5)
     part = Subset(Subset(data, range(5, 35)), [3, 1, 20, 9, 29, 0])
-    for dataset in (data, part):
+    from_the_end = Subset(Subset(data, [-1, 0, -40, 7]), [-1, 0, -4, 2])
+    for dataset in (data, part, from_the_end):
         fast, slow = (
             assemble(dataset),
             assemble(load(dataset, collate_fn=lambda x: torch.utils.data.default_collate(x))),
