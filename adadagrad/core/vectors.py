@@ -65,7 +65,8 @@ def quick_norm(tensors: Sequence[Tensor]) -> float:
         tensors: Dense real tensors on one device; none gives 0.
 
     Returns:
-        The norm; NaN or infinite if any element is. Waits for the device.
+        The norm; NaN or infinite if any element is, infinite too where it exceeds what that precision holds. Waits for
+        the device.
     """
     if not tensors:
         return 0.0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adadagrad.core.errors import InvalidArgument, LeftoverGradients
-from adadagrad.core.vectors import quick_norm
+from adadagrad.core.vectors import quick_norm, squared_norm
 
 
 class Gradients:
@@ -74,8 +74,13 @@ class Gradients:
             torch._foreach_mul_(gradients, factor)
 
     def norm(self) -> float:
-        """Return the norm of the whole gradient in its own precision; NaN or infinite if any element is."""
-        return quick_norm(self.present())
+        """Return the norm of the whole gradient; NaN or infinite if any element is.
+
+        In its own precision, and in float64 where that overflows: a float16 gradient whose norm exceeds 65504 is
+        finite all the same, and its step must not be left out.
+        """
+        norm = quick_norm(self.present())
+        return norm if math.isfinite(norm) else math.sqrt(float(squared_norm(self.present())))
 
     def clip(self, norm: float, max_norm: float) -> None:
         """Shorten the gradient to `max_norm` if it is longer.

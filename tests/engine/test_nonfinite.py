@@ -226,3 +226,22 @@ def test_an_overflowing_statistic_holds_while_the_gradient_is_finite():
     decisions = train(engine, lambda batch: model(batch[0]).mean())
     assert {d.plan.global_batch_size for d in decisions} == {4}
     assert engine.skipped == 0
+
+
+@pytest.mark.parametrize(("dtype", "large"), [(torch.float16, 3e4), (torch.bfloat16, 1e38), (torch.float32, 1e30)])
+@pytest.mark.parametrize("max_grad_norm", [None, 2.0])
+def test_a_finite_gradient_whose_norm_overflows_its_precision_is_applied(dtype, large, max_grad_norm):
+    """16 equal elements: float16 holds each of them, but not their norm, and float32 not the sum of squares."""
+    model = torch.nn.Linear(16, 1, bias=False).to(dtype)
+    torch.nn.init.zeros_(model.weight)
+    optimizer = Recording(model.parameters(), lr=0.0)
+    data = torch.utils.data.TensorDataset(torch.full((8, 16), large, dtype=dtype))
+    engine = make_engine(
+        model, optimizer, data, ada.ConstantBatch(4), max_grad_norm=max_grad_norm, total_samples=8, micro_batch_size=4
+    )
+    train(engine, lambda batch: model(batch[0]).mean())
+    assert engine.skipped == 0
+    assert len(optimizer.gradients) == 2
+    expected = large if max_grad_norm is None else max_grad_norm / 4
+    for gradient in optimizer.gradients:
+        assert gradient.double().tolist() == pytest.approx([expected] * 16, rel=1e-2)
