@@ -91,7 +91,7 @@ def sum_per_example(product: Tensor) -> Tensor:
     Returns:
         float64 (n,).
     """
-    return product.flatten(1).sum(1, dtype=torch.float64)
+    return product.reshape(len(product), -1).sum(1, dtype=torch.float64)
 
 
 def at_least_single(values: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def squares_per_example(values: Tensor) -> Tensor:
     Returns:
         float64 (n,); each row's norm is taken in the values' own precision (float32 at least), then squared.
     """
-    norms: Tensor = torch.linalg.vector_norm(at_least_single(values).flatten(1), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(at_least_single(values).reshape(len(values), -1), dim=1)
     return norms.double().square()
 
 
