@@ -145,6 +145,7 @@ class _Rerun:
         self.model, self.leaves, self.spec, self.batched, self.numbers = model, leaves, spec, batched, numbers
         self.wanted = {name: p.detach() for name, p in parameters.items()}
         self.fixed = {name: p.detach() for name, p in model.named_parameters() if name not in parameters}
+        self.places = _places(model)
         self.together = True
 
     def __call__(self, inputs: list[Tensor], gradients: list[Tensor]) -> dict[str, Tensor]:
@@ -184,6 +185,26 @@ class _Rerun:
         rows = iter(inputs)
         filled = [next(rows).unsqueeze(0) if b else leaf for leaf, b in zip(self.leaves, self.batched, strict=True)]
         args, kwargs = tree_unflatten(filled, self.spec)
-        result = torch.func.functional_call(self.model, {**self.fixed, **wanted}, args, kwargs)
+        values = {**self.fixed, **wanted}
+        filled_places = {place: values[name] for place, name in self.places.items()}
+        result = torch.func.functional_call(self.model, filled_places, args, kwargs, tie_weights=False)
         leaves = tree_leaves(result)
         return tuple(leaves[number] for number in self.numbers)
+
+
+def _places(model: nn.Module) -> dict[str, str]:
+    """Return, for every place of a parameter in the model, the first name of the parameter that lies there.
+
+    A module that the model holds under two names comes once: torch's own tying would exchange its parameters twice
+    and put back the first exchange instead of them, so that an optimizer would go on with tensors that the model no
+    longer has.
+
+    Returns:
+        Name of a place -> name of its parameter.
+    """
+    names = {p: name for name, p in model.named_parameters()}
+    return {
+        f"{path}.{own}" if path else own: names[p]
+        for path, module in model.named_modules()
+        for own, p in module.named_parameters(recurse=False, remove_duplicate=False)
+    }

@@ -76,6 +76,34 @@ def test_an_output_changed_in_place() -> None:
         assert_exact(instrument, lambda m: m(X[0]).relu_().square().sum(1))
 
 
+def one_module_twice(m: nn.Module, x: Tensor) -> Tensor:
+    return m.c(torch.tanh(m.a(x))) * m.gain.exp()
+
+
+def one_module_twice_by_value(m: nn.Module, x: Tensor) -> Tensor:
+    """Looking at a value is what vmap cannot do, so that examples are rerun one at a time."""
+    return one_module_twice(m, x) if float(x.sum()) < 1e9 else x
+
+
+@pytest.mark.filterwarnings("ignore:.*no rule counts")
+@pytest.mark.parametrize("request_", [NORMS, EVERYTHING], ids=["norms", "everything"])
+@pytest.mark.parametrize("function", [one_module_twice, one_module_twice_by_value])
+def test_a_rerun_puts_every_parameter_back(function, request_) -> None:
+    """Also of a module under two names, and of a weight in two modules: an optimizer holds these very objects."""
+    torch.manual_seed(4)
+    twice, tied = nn.Linear(4, 4), nn.Linear(4, 4)
+    tied.weight = twice.weight
+    parts = {"a": nn.Sequential(twice, nn.Tanh(), tied), "c": twice, "gain": nn.Parameter(torch.ones(4))}
+    model = Composite(function, **parts).double()
+    before = [(name, id(p)) for name, p in model.named_parameters(remove_duplicate=False)]
+    instrument = PerExample().open(model, request_)
+    for _ in range(4):
+        assert_exact(instrument, lambda m: losses_of(m, X))
+        assert [(name, id(p)) for name, p in model.named_parameters(remove_duplicate=False)] == before
+        assert all(p.grad is not None for p in model.parameters())
+    assert "gain" in instrument.fallback
+
+
 @dataclass
 class Output:
     logits: Tensor
