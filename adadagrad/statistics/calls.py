@@ -11,6 +11,11 @@ from torch import Tensor, nn
 
 from adadagrad.statistics.rules import AbstractRule
 
+SEVERAL_BACKWARDS = (
+    "several backward passes ran in one measured micro-batch: add the losses first, or measure one micro-batch for "
+    "each forward and backward"
+)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerCall:

@@ -17,6 +17,7 @@ from adadagrad.core.records import GradientStatistics
 from adadagrad.core.vectors import refuse_sparse, squared_norm
 from adadagrad.statistics import coverage
 from adadagrad.statistics.base import AbstractInstrument, Coefficients, Request
+from adadagrad.statistics.broadcast import Meeting
 from adadagrad.statistics.example_step import ExampleStep, example_weights
 from adadagrad.statistics.examples import Examples
 from adadagrad.statistics.layout import Layout
@@ -44,6 +45,7 @@ class ExampleInstrument(AbstractInstrument):
         self.fallback: dict[str, nn.Parameter] = {}
         self._calibrate = calibrate
         self._layout = Layout()
+        self._announced: set[str] = set()
         self._verified: set[nn.Parameter] = set()
         self._measured = 0  # steps
         self._verify_next = True
@@ -85,6 +87,7 @@ class ExampleInstrument(AbstractInstrument):
         started = time.perf_counter()
         with torch.no_grad():
             try:
+                recorder.gather()
                 changed = coverage.changed_since(marks, parameters.values())
                 _check(recorder, parameters, changed)
                 self._cover(recorder, parameters, changed, verify=verify)
@@ -160,6 +163,10 @@ class ExampleInstrument(AbstractInstrument):
             "compared": self._layout.compared,
             "fallback": list(self.fallback),
             "dims": [[name, index, *(dims or (-1, -1))] for (name, index), dims in self._layout.dims.items()],
+            "meetings": [
+                [name, index, [[meeting.kind, meeting.operand, meeting.dim] for meeting in meetings]]
+                for (name, index), meetings in self._layout.meetings.items()
+            ],
             "sizes": [
                 [name, index, size.weights, size.positions, size.activations]
                 for (name, index), size in self._layout.sizes.items()
@@ -172,12 +179,15 @@ class ExampleInstrument(AbstractInstrument):
         if not set(state["fallback"]) <= parameters.keys():
             return
         self.fallback = {name: parameters[name] for name in state["fallback"]}
+        self._announced = set(self.fallback)
         named = dict(self.model.named_parameters())
         self._measured, self._verify_next = state["measured"], state["verify_next"]
         self._verified = {named[name] for name in state["verified"]}
         self._layout = Layout(calibrated=state["calibrated"], compared=state["compared"])
         for name, index, x, y in state["dims"]:
             self._layout.dims[name, index] = None if x < 0 else (x, y)
+        for name, index, meetings in state["meetings"]:
+            self._layout.meetings[name, index] = tuple(Meeting(*meeting) for meeting in meetings)
         for name, index, *size in state["sizes"]:
             self._layout.sizes[name, index] = LayerSize(*size)
 
@@ -202,11 +212,6 @@ class ExampleInstrument(AbstractInstrument):
             self._layout.calibrated = False
             raise InvalidMeasurement(f"{', '.join(names)} received a gradient on a path that was not seen before")
         self.fallback.update(names)
-        warnings.warn(
-            f"{', '.join(names)}: no rule counts this gradient, so the model is rerun example by example for it "
-            "when it is measured: exact, but slower. MicroBatch() is an alternative",
-            stacklevel=5,
-        )
 
     def _read(
         self, step: ExampleStep, recorder: Recorder, before: dict[str, Tensor | None], coefficients: Coefficients
@@ -218,6 +223,18 @@ class ExampleInstrument(AbstractInstrument):
         if self.fallback:
             expected = {name: _added(p.grad, before.get(name)) for name, p in self.fallback.items()}
             coverage.check_rerun(examples.rerun_sums, expected, list(self._gradients().values()), examples.types)
+            self._announce()
+
+    def _announce(self) -> None:
+        """Say once for each parameter that it is counted by a rerun, now that one has succeeded."""
+        names = [name for name in self.fallback if name not in self._announced]
+        self._announced.update(names)
+        if names:
+            warnings.warn(
+                f"{', '.join(names)}: no rule counts this gradient, so the model is rerun example by example for it "
+                "when it is measured: exact, but slower. MicroBatch() is an alternative",
+                stacklevel=6,
+            )
 
 
 def _check(recorder: Recorder, parameters: dict[str, nn.Parameter], changed: set[nn.Parameter]) -> None:

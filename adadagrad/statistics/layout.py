@@ -5,25 +5,27 @@ just like a batch, and taking their rows for examples gives wrong numbers withou
 measured forward the model makes three trial runs on a few examples (`trials.py`): on m + 1, on m + 1 of which
 the last is another one, and on m + 2. A dimension that grows from m + 1 to m + 2 is the batch. A layer where
 none grows is shared by all examples; so is one whose first m rows change with the last example, because the
-model has put the examples in another order there (sorted them by length, say).
+model has put the examples in another order there (sorted them by length, say). Where something is shared, two more
+runs find where it meets the examples (`meetings.py`).
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node, saved_tensors_hooks
 
 from adadagrad.core.errors import BatchCoupledModule, InvalidMeasurement
+from adadagrad.statistics.broadcast import CallKey, Meeting
+from adadagrad.statistics.meetings import find_meetings
 from adadagrad.statistics.planner import LayerSize
-from adadagrad.statistics.trials import Fingerprint, agree, rows_to_try, select, untouched
-
-CallKey = tuple[str, int]
-"""A module's qualified name and the number of its call within one forward of the model, from 0."""
+from adadagrad.statistics.trials import Fingerprint, agree, grown_dim, rows_to_try, select, untouched
 
 EVERY = -1
 """In the place of a call number: all calls of a module whose number of calls depends on the number of examples."""
@@ -48,16 +50,19 @@ class Layout:
     Args:
         sizes: What the cost model needs of every call of the latest trial runs.
         dims: Batch dimensions of input and output of every call, None for a call shared by all examples.
+        meetings: Where the output of such a call, or a parameter of no layer, is broadcast over the examples.
         calibrated: Whether the trial runs have been made for the present path.
         compared: Whether they had two different examples, so that mixing would have been seen.
     """
 
     sizes: dict[CallKey, LayerSize] = field(default_factory=dict)
     dims: dict[CallKey, tuple[int, int] | None] = field(default_factory=dict)
+    meetings: dict[CallKey, tuple[Meeting, ...]] = field(default_factory=dict)
     calibrated: bool = False
     compared: bool = False
     _run: dict[CallKey, _Seen] = field(default_factory=dict)
     _run_sizes: dict[CallKey, LayerSize] = field(default_factory=dict)
+    _nodes: dict[CallKey, tuple[Node | None, torch.Size]] = field(default_factory=dict)
 
     def due(self, n: int) -> bool:
         """Return whether trial runs are needed before a forward of n examples."""
@@ -99,6 +104,7 @@ class Layout:
         """
         prints = {dim: Fingerprint.of(x, dim) for dim, size in enumerate(x.shape) if size == rows}
         self._run[key] = _Seen(x.shape, y.shape, prints)
+        self._nodes[key] = (y.grad_fn, y.shape)
         weights = sum(p.numel() for p in layer.parameters(recurse=False) if p.requires_grad and p.dim() > 1)
         channels = layer.weight.shape[0] if isinstance(layer, _PRODUCTS) else 1
         rows = max(1, y.shape[0]) if y.dim() else 1
@@ -108,7 +114,13 @@ class Layout:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def calibrate(
-        self, model: nn.Module, forward: Callable[[int, Any, dict[str, Any]], Any], args: Any, kwargs: Any, n: int
+        self,
+        model: nn.Module,
+        forward: Callable[[int, Any, dict[str, Any]], Any],
+        args: Any,
+        kwargs: Any,
+        n: int,
+        raw: Mapping[nn.Parameter, CallKey],
     ) -> None:
         """Make the trial runs; each layer call in them must come to `note`.
 
@@ -118,6 +130,7 @@ class Layout:
             args: Its positional arguments, with n examples.
             kwargs: Its keyword arguments.
             n: Number of examples.
+            raw: Parameters that no layer with a rule owns, with their keys.
 
         Raises:
             InvalidMeasurement: The model does not run on these examples.
@@ -152,25 +165,48 @@ class Layout:
         for key, seen in runs[0].items():
             if key in runs[-1]:
                 self.dims[key] = _batch_dims(seen, runs[1].get(key), runs[-1][key], m)
-        self.sizes, self._run, self._run_sizes = self._run_sizes, {}, {}
+        self.sizes = self._run_sizes
+        shared = {key for key, dims in self.dims.items() if dims is None and key in self._run}
+        if raw or shared:
+            self._meet(model, forward, (args, kwargs), n, m, raw, shared)
+        self._run, self._run_sizes, self._nodes = {}, {}, {}
         self.calibrated, self.compared = True, other is not None
+
+    def _meet(
+        self,
+        model: nn.Module,
+        forward: Callable[[int, Any, dict[str, Any]], Any],
+        arguments: Any,
+        n: int,
+        m: int,
+        raw: Mapping[nn.Parameter, CallKey],
+        shared: set[CallKey],
+    ) -> None:
+        """Find where shared tensors meet the examples; what cannot be found is left to the fallback."""
+
+        def run(rows: list[int]) -> tuple[Any, dict[Node, tuple[CallKey, torch.Size]]]:
+            self._nodes = {}
+            args, kwargs = select(arguments, n, rows)
+            # A checkpoint around the model must not take what the trial saves for its own.
+            with untouched(model), torch.enable_grad(), saved_tensors_hooks(_itself, _itself):
+                output = forward(len(rows), args, kwargs)
+            return output, {
+                node: (key, shape) for key, (node, shape) in self._nodes.items() if node is not None and key in shared
+            }
+
+        with contextlib.suppress(Exception):
+            self.meetings.update(find_meetings(run, raw, m))
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _batch_dims(first: _Seen, second: _Seen | None, longer: _Seen, m: int) -> tuple[int, int] | None:
     """Return the batch dimensions of a call seen in all runs; None if the examples do not lie there in order."""
-    x, y = _grown_dim(first.x, longer.x, m + 1), _grown_dim(first.y, longer.y, m + 1)
+    x, y = grown_dim(first.x, longer.x, m + 1), grown_dim(first.y, longer.y, m + 1)
     if x is None or y is None:
         return None
     if second is not None and second.x == first.x and not first.rows[x].agrees(second.rows[x], m):
         return None
     return x, y
-
-
-def _grown_dim(shape: torch.Size, longer: torch.Size, rows: int) -> int | None:
-    """Return the only dimension that grows from `rows` to one more, None if there is not exactly one."""
-    if len(longer) != len(shape):
-        return None
-    changed = [dim for dim, (a, b) in enumerate(zip(shape, longer, strict=True)) if a != b]
-    if len(changed) != 1 or shape[changed[0]] != rows or longer[changed[0]] != rows + 1:
-        return None
-    return changed[0]

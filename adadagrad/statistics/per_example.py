@@ -17,14 +17,15 @@ class PerExample(AbstractEstimator):
     .. math:: V = \frac{1}{b-1} \Bigl(\sum_i \|g_i\|^2 - b \|g\|^2\Bigr)
 
     In code: a tap behind every layer with a rule delivers the squared norms; inner products <g_i, g> follow
-    from the layer applied to its input with g as its parameters, once g is known. Parameters that no rule can
+    from the layer applied to its input with g as its parameters, once g is known. Tables that all examples share
+    (positions, a class token) are counted where they are added. Parameters that nothing of this can
     count are counted by rerunning the model example by example: exact, slower, said once in a warning. That
     the counted gradients add up to the trained one is verified at the same steps, and at every step where
     inner products are measured.
 
     When to use it: whenever examples do not influence each other. What breaks it: batch normalisation in
-    training mode (`BatchCoupledModule`), dropout together with a parameter that no rule counts
-    (`UncoveredParameter`), and, without notice, what no backward shows: a loss that couples examples
+    training mode (`BatchCoupledModule`), dropout together with a parameter that has to be counted by a
+    rerun (`UncoveredParameter`), and, without notice, what no backward shows: a loss that couples examples
     (contrastive), or one of several rows per example that is not said by `num_examples`. Cost: about one more
     weight gradient of the measured examples for layers with several positions, next to nothing for one position;
     inner products one more forward of the measured examples and their layer inputs and output gradients kept
@@ -33,7 +34,8 @@ class PerExample(AbstractEstimator):
     Args:
         calibrate: Run the model three times on a few examples at the first measurement (and at the second,
             third, fifth, ninth, ...), to find the batch dimension of every layer and to see that examples do
-            not mix. False trusts that the first dimension is the batch everywhere.
+            not mix; twice more where something is shared by all examples. False trusts that the first dimension
+            is the batch everywhere.
 
     Source: closed forms of Bollapragada, Byrd, Nocedal (2018), arXiv 1710.11258; the approximate tests of
     Lau, Liu, Kolar, arXiv 2402.11215. Differs from the paper: one backward instead of an extra vmapped one.

@@ -14,17 +14,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from adadagrad.core.errors import AdadagradError, InvalidMeasurement, StepError
-from adadagrad.statistics.calls import KeptCall, LayerCall, input_to_keep
+from adadagrad.statistics.broadcast import CallKey
+from adadagrad.statistics.calls import SEVERAL_BACKWARDS, KeptCall, LayerCall, input_to_keep
 from adadagrad.statistics.fallback import ModelCall
-from adadagrad.statistics.layout import CallKey, Layout
+from adadagrad.statistics.layout import Layout
 from adadagrad.statistics.rules import AbstractRule, find_rule
 from adadagrad.statistics.rules.base import own_parameters
+from adadagrad.statistics.shared import SharedTensors, raw_parameters
 from adadagrad.statistics.taps import Forward, Tap
-
-SEVERAL_BACKWARDS = (
-    "several backward passes ran in one measured micro-batch: add the losses first, or measure one micro-batch for "
-    "each forward and backward"
-)
 
 
 class Recorder:
@@ -65,11 +62,13 @@ class Recorder:
         self.delivered = False  # whether any squares went through the leaf
         self.failure: Exception | None = None
         self.seconds = 0.0  # spent in taps and trial runs
+        self._raw = {p: key for p, key in raw_parameters(model).items() if p not in excluded}
+        self._tensors = SharedTensors(layout.meetings, self._raw, self._fail)
         self._uses: Counter[nn.Parameter] = Counter()  # calls per parameter in this micro-batch
         self._calls: Counter[str] = Counter()  # calls per module in one forward of the model
         self._seen: dict[tuple[str, torch.Size, torch.Size], set[tuple[int, int] | None]] = {}
         self._fired: set[LayerCall] = set()
-        self._trial_rows = 0
+        self._calibrating, self._trial_rows = False, 0
         self._inside = 0  # depth of calls of the model
         self._open = True
 
@@ -94,6 +93,16 @@ class Recorder:
     def close(self) -> None:
         """Stop listening: graphs that outlive the micro-batch deliver nothing."""
         self._open = False
+        self._tensors.close()
+
+    def gather(self) -> None:
+        """Count what came to shared tensors, once the backward is over."""
+        for entry in self._tensors.kept_calls(self.model):
+            self.kept.append(entry)
+            self.counted.update(entry.call.parameters.values())
+
+    def _fail(self, error: Exception) -> None:
+        self.failure = error
 
     def _model_forward(self, inner: Forward, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled() or self.failure is not None:
@@ -104,12 +113,17 @@ class Recorder:
         self._prepare(args, kwargs)
         if self.n is not None and self.failure is None and self.calibrate and self.layout.due(self.n):
             started = time.perf_counter()
+            self._calibrating = True
             try:
-                self.layout.calibrate(self.model, partial(self._trial, inner), args, kwargs, self.n)
+                self.layout.calibrate(self.model, partial(self._trial, inner), args, kwargs, self.n, self._raw)
             except AdadagradError as error:
                 self.failure = error
+            finally:
+                self._calibrating = False
             self.seconds += time.perf_counter() - started
         output = self._counting_anew(inner, args, kwargs)
+        if self.n is not None and self.failure is None:
+            self.shared |= self._tensors.listen(output, self.n)
         if self.watch_model:
             call = ModelCall.now(args, kwargs)
             output = call.watch(output)
@@ -156,8 +170,8 @@ class Recorder:
     ) -> Tensor:
         y = inner(*args, **kwargs)
         x = args[0] if args else kwargs.get("input")
-        if not isinstance(x, Tensor):
-            return y
+        if not isinstance(x, Tensor) or (self._calibrating and not self._trial_rows):
+            return y  # the latter where a trial's own backward repeats a checkpoint
         key = (name, self._calls[name])
         self._calls[name] += 1
         if self._trial_rows:
@@ -176,12 +190,19 @@ class Recorder:
             dims = self._place_again(name, x, y)
         if not seen:
             return y
-        if dims is None:
-            self.shared.update(parameters.values())
         call = None if dims is None or not parameters else LayerCall(name, layer, rule, parameters, dims)
         kept = input_to_keep(x, y, call)
         tapped: Tensor = Tap.apply(y, kept, self.leaf, partial(self._collect, call))  # type: ignore[no-untyped-call]
+        if dims is None and not self._is_broadcast(key, LayerCall(name, layer, rule, parameters, (0, 0)), x, tapped):
+            self.shared.update(parameters.values())
         return tapped
+
+    def _is_broadcast(self, key: CallKey, call: LayerCall, x: Tensor, y: Tensor) -> bool:
+        """Whether a call that all examples share is broadcast over them, and its rule can count it there."""
+        if not (self._inside and call.parameters and self._tensors.expects(key)):
+            return False
+        assert self.leaf is not None
+        return self._tensors.add_call(key, call, input_to_keep(x, y, call), y, len(self.leaf))
 
     def _place(
         self, key: CallKey, layer: nn.Module, rule: AbstractRule[Any], x: Tensor, y: Tensor, seen: bool

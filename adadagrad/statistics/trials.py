@@ -114,6 +114,16 @@ def untouched(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
+def grown_dim(shape: torch.Size, longer: torch.Size, rows: int) -> int | None:
+    """Return the only dimension that grows from `rows` to one more, None if there is not exactly one."""
+    if len(longer) != len(shape):
+        return None
+    changed = [dim for dim, (a, b) in enumerate(zip(shape, longer, strict=True)) if a != b]
+    if len(changed) != 1 or shape[changed[0]] != rows or longer[changed[0]] != rows + 1:
+        return None
+    return changed[0]
+
+
 def _is_batch(leaf: Any, n: int) -> bool:
     return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == n
 

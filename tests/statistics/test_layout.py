@@ -67,13 +67,6 @@ ELSEWHERE = [
         lambda: Composite(lambda m, x: m.a(x.t()[None])[0].t(), a=nn.Conv1d(4, 3, 1)),
         X,
     ),
-    Row(
-        "as many positions as examples",
-        lambda: Composite(
-            lambda m, x: m.e(x) + m.p(torch.arange(x.shape[1])), e=nn.Embedding(9, 4), p=nn.Embedding(6, 4)
-        ),
-        (ids(9, 6, 6),),
-    ),
 ]
 
 
@@ -122,6 +115,13 @@ ORDERS = [
         "examples third",
         lambda: Composite(lambda m, x: m.a(x.permute(1, 2, 0, 3)).permute(2, 0, 1, 3), a=Linear(4, 3)),
         (floats(3, 2, 2, 4),),
+    ),
+    Row(
+        "as many positions as examples",
+        lambda: Composite(
+            lambda m, x: m.e(x) + m.p(torch.arange(x.shape[1])), e=nn.Embedding(9, 4), p=nn.Embedding(6, 4)
+        ),
+        (ids(9, 6, 6),),
     ),
 ]
 
