@@ -8,8 +8,12 @@ import time
 from abc import ABC, abstractmethod
 from typing import TextIO
 
+from adadagrad.cli.text import clock, fold
 from adadagrad.core.errors import MissingExtra
 from adadagrad.core.records import Decision
+
+WIDE = 110
+"""Columns from which on the live line has room for a bar and for padded numbers that do not jump."""
 
 
 class AbstractProgress(ABC):
@@ -42,10 +46,10 @@ class AbstractProgress(ABC):
         now = time.monotonic()
         if now - self._shown >= self.interval or decision.samples_seen >= self.total_samples:
             self._shown = now
-            self.show(decision.samples_seen, self._line(decision, now))
+            self.show(decision.samples_seen, self._parts(decision, now))
 
     def evaluated(self, metrics: dict[str, float]) -> None:
-        """Take in an evaluation.
+        """Take in an evaluation; before the step that it follows, so that the step's line shows it.
 
         Args:
             metrics: By name, the accuracy first.
@@ -53,31 +57,30 @@ class AbstractProgress(ABC):
         self._metric = f"acc {next(iter(metrics.values())):.3f}"
 
     @abstractmethod
-    def show(self, samples_seen: int, line: str) -> None:
-        """Display a line."""
+    def show(self, samples_seen: int, parts: list[str]) -> None:
+        """Display what is known, in parts such as ``"batch    64"``."""
 
     @abstractmethod
     def close(self) -> None:
         """End the display; what it showed last stays."""
 
-    def _line(self, decision: Decision, now: float) -> str:
+    def _parts(self, decision: Decision, now: float) -> list[str]:
         rate = (decision.samples_seen - self._first) / max(now - self._started, 1e-9)
         left = (self.total_samples - decision.samples_seen) / rate if rate > 0 else math.inf
         noise = "-" if self._noise_scale is None else f"{self._noise_scale:,.0f}"
         loss = decision.observation.loss
-        parts = [
+        return [
             f"batch {decision.plan.global_batch_size:>5,}",
             f"noise {noise:>6}",
             f"loss {math.nan if loss is None else loss:.4f}",
-            f"{self._metric:<7}",
+            f"{self._metric:<9}",
             f"{rate:>7,.0f} samples/s",
             f"ETA {clock(left)}",
         ]
-        return "  ".join(parts)
 
 
 class LiveProgress(AbstractProgress):
-    """One line that is redrawn in place, by rich.
+    """One line that is redrawn in place, by rich; on a narrow terminal as many lines as it takes to say all.
 
     Args:
         name: The run's name.
@@ -92,23 +95,29 @@ class LiveProgress(AbstractProgress):
         super().__init__(name, total_samples, samples_seen)
         try:
             from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn
+            from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
             from rich.table import Column
         except ImportError as error:
             raise MissingExtra("rich", "cli") from error
-        columns = (
-            TextColumn("{task.fields[name]}", table_column=Column(no_wrap=True)),
-            BarColumn(bar_width=10),
+        console = Console(stderr=True)
+        self._wide = console.width >= WIDE
+        title = f"{name:<12}" if self._wide else name
+        columns: list[ProgressColumn] = [
+            TextColumn("{task.fields[name]}", table_column=Column(no_wrap=True), markup=False),
             TextColumn("{task.percentage:>3.0f}%", table_column=Column(no_wrap=True)),
-            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
-        )
-        self._progress = Progress(*columns, console=Console(stderr=True), auto_refresh=False)
-        self._task = self._progress.add_task("", total=total_samples, completed=samples_seen, name=f"{name:<12}")
+            TextColumn("{task.description}", table_column=Column(no_wrap=True), markup=False),
+        ]
+        if self._wide:
+            columns.insert(1, BarColumn(bar_width=10))
+        self._room = console.width - len(f"{title} 100% ")
+        self._progress = Progress(*columns, console=console, auto_refresh=False)
+        self._task = self._progress.add_task("", total=total_samples, completed=samples_seen, name=title)
         self._progress.start()
 
-    def show(self, samples_seen: int, line: str) -> None:
+    def show(self, samples_seen: int, parts: list[str]) -> None:
         """Redraw the line."""
-        self._progress.update(self._task, completed=samples_seen, description=line, refresh=True)
+        text = "  ".join(parts) if self._wide else fold(parts, self._room)
+        self._progress.update(self._task, completed=samples_seen, description=text, refresh=True)
 
     def close(self) -> None:
         """Leave the last line on the screen."""
@@ -131,13 +140,13 @@ class PlainProgress(AbstractProgress):
         self._quarter = 4 * samples_seen // total_samples
         self._printed = time.monotonic()
 
-    def show(self, samples_seen: int, line: str) -> None:
+    def show(self, samples_seen: int, parts: list[str]) -> None:
         """Print the line if it is time."""
         quarter, now = 4 * samples_seen // self.total_samples, time.monotonic()
         if quarter > self._quarter or now - self._printed >= 30:
             self._quarter, self._printed = quarter, now
             percent = math.floor(100 * samples_seen / self.total_samples)
-            print(f"{self.name:<12} {percent:>3}%  {line}", file=self._stream or sys.stderr, flush=True)
+            print(f"{self.name:<12} {percent:>3}%  {'  '.join(parts)}", file=self._stream or sys.stderr, flush=True)
 
     def close(self) -> None:
         """Nothing to end."""
@@ -156,23 +165,3 @@ def progress_display(name: str, total_samples: int, samples_seen: int = 0) -> Ab
     """
     kind = LiveProgress if sys.stderr.isatty() else PlainProgress
     return kind(name, total_samples, samples_seen)
-
-
-def clock(seconds: float) -> str:
-    """Write a time that is left.
-
-    Args:
-        seconds: At least 0; may be infinite.
-
-    Returns:
-        Minutes and seconds, hours where there are any.
-
-    Example:
-        >>> clock(75), clock(3700), clock(float("inf"))
-        ('1:15', '1:01:40', '-')
-    """
-    if not math.isfinite(seconds):
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

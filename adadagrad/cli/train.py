@@ -92,12 +92,12 @@ def train(settings: Settings, data: DataSource, directory: Path, *, resume: bool
                 before = step.samples_seen
                 step.run(lambda batch: F.cross_entropy(model(batch[0]), batch[1]))
                 decision = step.update()
-                progress.step(decision)
                 after = engine.samples_seen
                 if after > before and evaluate.is_due(before, after):
                     metrics = evaluate(model)
                     engine.log(metrics)
                     progress.evaluated(metrics)
+                progress.step(decision)
                 if interrupt.requested or after >= total or before * saves // total < after * saves // total:
                     engine.save(checkpoint)
                 if interrupt.requested:

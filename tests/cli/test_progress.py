@@ -69,6 +69,25 @@ def test_live_line_is_drawn_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "norm" in stream.getvalue()
 
 
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_live_display_says_everything_at_any_width(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """A line that is cut at the right edge loses the time left, which is what most people look for."""
+    pytest.importorskip("rich")
+    stream = io.StringIO()
+    stream.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    progress = LiveProgress("constant-512", 16)
+    progress.evaluated({"val/accuracy": 0.75})
+    progress.step(decision(16, measured=True))
+    progress.close()
+    shown = " ".join(stream.getvalue().split())
+    for word in ("100%", "batch 8", "noise 8", "loss 0.5000", "acc 0.750", "samples/s", "ETA 0:00"):
+        assert word in shown
+    assert "…" not in shown
+
+
 def test_display_fits_where_it_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(progress_display("norm", 8), PlainProgress)
     terminal = io.StringIO()
