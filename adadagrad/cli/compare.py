@@ -10,9 +10,13 @@ from adadagrad.cli.arguments import CompareCommand, parse, settings_of
 from adadagrad.cli.config import Settings
 from adadagrad.cli.data import load_data
 from adadagrad.cli.directory import REPORT_NAME, new_directory, remove_if_empty
+from adadagrad.cli.flags import flags_named
 from adadagrad.cli.train import make_engine, show_results, train
 from adadagrad.core.checks import check_integer
 from adadagrad.core.errors import InvalidArgument
+
+FIRST_SIZES = ("small-batch-size", "large-batch-size", "global-batch-size")
+"""The flag that says each run's first batch size, in their order."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -27,8 +31,9 @@ def main(arguments: Sequence[str]) -> int:
     command = parse("compare", CompareCommand(), arguments)
     runs = three_settings(command)
     data = load_data(command.problem.data)
-    for settings in runs.values():
-        make_engine(settings, data, None)  # so that a wrong argument is refused before anything is trained
+    for settings, flag in zip(runs.values(), FIRST_SIZES, strict=True):
+        with flags_named(global_batch_size=flag):
+            make_engine(settings, data, None)  # so that a wrong argument is refused before anything is trained
     directory = new_directory(command.files.out, "compare")
     print(f"{len(runs)} runs of {command.problem.model} on {command.problem.data}, into {directory}", file=sys.stderr)
     finished = True
@@ -62,7 +67,8 @@ def three_settings(command: CompareCommand) -> dict[str, Settings]:
         InvalidArgument: The policy is a constant batch, or the two constant sizes are out of order.
     """
     small, large = command.comparison.small_batch_size, command.comparison.large_batch_size
-    check_integer(1, small_batch_size=small, large_batch_size=large)
+    with flags_named(small_batch_size="small-batch-size", large_batch_size="large-batch-size"):
+        check_integer(1, small_batch_size=small, large_batch_size=large)
     if small >= large:
         raise InvalidArgument(f"--small-batch-size must be < --large-batch-size, got {small} and {large}")
     if command.batch.policy == "constant":

@@ -15,6 +15,7 @@ from adadagrad.cli.config import BatchOptions, OptimizerOptions, PolicyOptions
 from adadagrad.cli.data import DataSource
 from adadagrad.cli.models import cnn, logistic, mlp
 from adadagrad.cli.objects import call_object, is_object_name
+from adadagrad.core.checks import check_at_least
 from adadagrad.core.errors import InvalidArgument, UnknownName
 from adadagrad.core.protocols import LearningRateSchedule
 from adadagrad.optimizers.adagrad_norm import AdaGradNorm
@@ -44,17 +45,17 @@ POLICIES: Mapping[str, Callable[[BatchOptions, PolicyOptions], AbstractPolicy]] 
         finite_population=p.finite_population,
     ),
     "constant": lambda b, p: ConstantBatch(b.global_batch_size),
-    "staged": lambda b, p: StagedBatch(_given(p.stages, "stages", "staged")),
+    "staged": lambda b, p: StagedBatch(_given(p.stages, "stages", "--policy staged")),
     "linear": lambda b, p: LinearBatch(
         start=b.global_batch_size,
-        end=_given(p.end_batch_size, "end-batch-size", "linear"),
-        ramp_samples=_given(p.ramp_samples, "ramp-samples", "linear"),
+        end=_given(p.end_batch_size, "end-batch-size", "--policy linear"),
+        ramp_samples=_given(p.ramp_samples, "ramp-samples", "--policy linear"),
         increment=p.increment,
     ),
     "geometric": lambda b, p: GeometricBatch(
         start=b.global_batch_size,
         factor=p.factor,
-        every_samples=_given(p.every_samples, "every-samples", "geometric"),
+        every_samples=_given(p.every_samples, "every-samples", "--policy geometric"),
         end=p.end_batch_size,
     ),
 }
@@ -71,7 +72,7 @@ SCHEDULES: Mapping[str, Callable[[OptimizerOptions], LearningRateSchedule]] = {
     "constant": lambda o: ConstantSchedule(),
     "cosine": lambda o: CosineSchedule(warmup_samples=o.warmup_samples, floor=o.lr_floor),
     "linear": lambda o: LinearSchedule(warmup_samples=o.warmup_samples, floor=o.lr_floor),
-    "step": lambda o: StepSchedule(_milestones(_given(o.lr_milestones, "lr-milestones", "step"))),
+    "step": lambda o: StepSchedule(_milestones(_given(o.lr_milestones, "lr-milestones", "--lr-schedule step"))),
 }
 
 MODELS: Mapping[str, Callable[[tuple[int, ...], int], nn.Module]] = {"logistic": logistic, "mlp": mlp, "cnn": cnn}
@@ -94,9 +95,10 @@ def make_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.O
 
     Raises:
         UnknownName: There is no such optimizer.
-        InvalidArgument: torch refuses a parameter, for example a negative learning rate.
+        InvalidArgument: A parameter is negative or not finite, or torch refuses it.
     """
     make = find("optimizer", options.optimizer, OPTIMIZERS)
+    check_at_least(0, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay)
     try:
         return make((p for p in model.parameters() if p.requires_grad), options)
     except ValueError as error:
@@ -150,17 +152,17 @@ def find(what: str, name: str, table: Mapping[str, Row]) -> Row:
     return table[name]
 
 
-def _given(value: Any, flag: str, name: str) -> Any:
+def _given(value: Any, flag: str, choice: str) -> Any:
     """The value of an option that one choice cannot do without."""
     if value is None:
-        raise InvalidArgument(f"--{flag} must be given with {name}")
+        raise InvalidArgument(f"--{flag} must be given with {choice}")
     return value
 
 
 def _milestones(text: str) -> list[tuple[int, float]]:
     """Read ``"20000:0.1 40000:0.01"`` as pairs (samples, factor)."""
     pairs = []
-    for entry in text.replace(",", " ").split():
+    for entry in text.replace(",", " ").split() or [""]:
         samples, _, factor = entry.partition(":")
         try:
             pairs.append((int(samples), float(factor)))

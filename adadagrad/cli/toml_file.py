@@ -54,9 +54,9 @@ def read_settings(path: str | Path, base: Settings) -> Settings:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InvalidArgument(f"config {path} cannot be read: {error.strerror or error}") from error
+        raise InvalidArgument(f"--config {path} cannot be read: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"config {path} is not TOML: {error}") from error
+        raise InvalidArgument(f"--config {path} is not TOML: {error}") from error
     tables = {table.name for table in fields(base)}
     changes: dict[str, Any] = {}
     for name, values in document.items():

@@ -18,6 +18,7 @@ from adadagrad.cli.config import Settings
 from adadagrad.cli.data import DataSource, load_data
 from adadagrad.cli.directory import CHECKPOINT_NAME, REPORT_NAME, new_directory, remove_if_empty
 from adadagrad.cli.evaluation import Evaluator
+from adadagrad.cli.flags import flags_named
 from adadagrad.cli.interrupt import Interrupt
 from adadagrad.cli.names import make_model, make_optimizer, make_policy, make_schedule
 from adadagrad.cli.progress import progress_display
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if finished else 130
 
 
+@flags_named()
 def train(settings: Settings, data: DataSource, directory: Path, *, resume: bool = False) -> bool:
     """Train one model as the settings say, and write log, checkpoints and settings as it goes.
 
@@ -139,8 +141,13 @@ def make_engine(settings: Settings, data: DataSource, directory: Path | None) ->
 
     Returns:
         The engine before its first step.
+
+    Raises:
+        InvalidArgument: A setting is out of range, or contradicts another one or the data.
     """
     run, batch, optimizer, measure = settings.run, settings.batch, settings.optimizer, settings.measure
+    if not -(2**63) <= run.seed < 2**63:
+        raise InvalidArgument(f"seed must be a 64-bit integer, got {run.seed}")
     policy = make_policy(batch, settings.policy)
     torch.manual_seed(run.seed)
     model = _moved(make_model(settings.problem.model, data), run.device)
@@ -150,7 +157,7 @@ def make_engine(settings: Settings, data: DataSource, directory: Path | None) ->
         make_optimizer(model, optimizer),
         data.train,
         policy=policy,
-        global_batch_size=batch.global_batch_size if policy.needs else None,
+        global_batch_size=None if batch.policy == "staged" else batch.global_batch_size,
         max_batch_size=batch.max_batch_size,
         micro_batch_size=batch.micro_batch_size,
         measure=Measure(

@@ -234,22 +234,28 @@ def _full(folder: Path) -> None:
         (["train", "--data", "digit"], "unknown data 'digit': did you mean digits"),
         (["train", "--data", "mnist:nowhere"], "nowhere is not a folder"),
         (["train", "--data", "mnist:full"], "full holds neither train-images-idx3-ubyte nor"),
-        (["train", "--eta", "0"], "eta must be > 0, got 0.0"),
-        (["train", "--eta", "nan"], "eta must be > 0, got nan"),
-        (["train", "--max-batch-size", "32"], "max_batch_size must be >= global_batch_size"),
-        (["train", "--micro-batch-size", "0"], "micro_batch_size must be >= 1, got 0"),
-        (["train", "--epochs", "0"], "epochs must be > 0, got 0"),
-        (["train", "--samples", "-5"], "total_samples must be >= 1, got -5"),
-        (["train", "--evaluations", "0"], "evaluations must be >= 1, got 0"),
-        (["train", "--threads", "-1"], "threads must be >= 0, got -1"),
-        (["train", "--measure-every", "0"], "every must be >= 1, got 0"),
+        (["train", "--eta", "0"], "--eta must be > 0, got 0.0"),
+        (["train", "--eta", "nan"], "--eta must be > 0, got nan"),
+        (["train", "--max-batch-size", "32"], "--max-batch-size must be >= --global-batch-size, got --max"),
+        (["train", "--micro-batch-size", "0"], "--micro-batch-size must be >= 1, got 0"),
+        (["train", "--policy", "constant", "--global-batch-size", "5000"], "--global-batch-size must not exceed"),
+        (["train", "--max-growth", "0.5"], "--max-growth must be > 1, got 0.5"),
+        (["train", "--epochs", "0"], "--epochs must be > 0, got 0"),
+        (["train", "--samples", "-5"], "--samples must be >= 1, got -5"),
+        (["train", "--evaluations", "0"], "--evaluations must be >= 1, got 0"),
+        (["train", "--threads", "-1"], "--threads must be >= 0, got -1"),
+        (["train", "--seed", str(2**63)], "--seed must be a 64-bit integer"),
+        (["train", "--lr", "inf"], "--lr must be >= 0, got inf"),
+        (["train", "--measure-every", "0"], "--measure-every must be >= 1, got 0"),
         (["train", "--device", "nonsense"], "--device nonsense cannot be used here: "),
-        (["train", "--policy", "staged"], "--stages must be given with staged"),
-        (["train", "--config", "none.toml"], "config none.toml cannot be read"),
+        (["train", "--policy", "staged"], "--stages must be given with --policy staged"),
+        (["train", "--config", "none.toml"], "--config none.toml cannot be read"),
         (["train", "--out", "full"], "--out full is not an empty folder"),
         (["train", "--resume", "--out", "full"], "full holds no config.toml"),
         (["compare", "--out", "full"], "--out full is not an empty folder"),
-        (["compare", "--eta", "-1"], "eta must be > 0, got -1.0"),
+        (["compare", "--samples", "200"], "--large-batch-size must not exceed the 200 examples"),
+        (["compare", "--small-batch-size", "0"], "--small-batch-size must be >= 1, got 0"),
+        (["compare", "--eta", "-1"], "--eta must be > 0, got -1.0"),
         (["report", "nowhere"], "nowhere does not exist"),
         (["report", "full"], "full/run.jsonl, line 2: not a record"),
     ],
@@ -273,7 +279,9 @@ DIVERGING = [*SHORT, "--policy", "constant", "--optimizer", "sgd", "--lr", "1e30
 
 def test_a_run_that_diverges_stops_with_its_step_and_stays_readable(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *DIVERGING, "--on-nonfinite", "stop", "--out", "run"]) == 2
-    assert "gradient of step" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "gradient of step" in message
+    assert "pass --on-nonfinite skip to leave such steps out" in message
     run = read_run("run")
     assert run.skipped == 1
     assert main(["report", "run"]) == 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,7 +54,7 @@ def test_quantile_is_given_to_the_reduction_that_has_one() -> None:
     ("name", "flag"), [("staged", "stages"), ("linear", "end-batch-size"), ("geometric", "every-samples")]
 )
 def test_an_option_that_a_policy_cannot_do_without(name: str, flag: str) -> None:
-    with pytest.raises(InvalidArgument, match=f"--{flag} must be given with {name}"):
+    with pytest.raises(InvalidArgument, match=f"--{flag} must be given with --policy {name}"):
         make_policy(BatchOptions(policy=name), PolicyOptions())
 
 
@@ -69,9 +71,13 @@ def test_frozen_parameters_are_left_to_themselves() -> None:
     assert len(make_optimizer(model, OptimizerOptions()).param_groups[0]["params"]) == 1
 
 
-def test_what_torch_refuses_is_said_in_our_words() -> None:
-    with pytest.raises(InvalidArgument, match=r"--optimizer sgd: .*-1"):
-        make_optimizer(nn.Linear(2, 2), OptimizerOptions(optimizer="sgd", lr=-1.0))
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("option", ["lr", "momentum", "weight_decay"])
+@pytest.mark.parametrize("value", [-1.0, math.inf, math.nan])
+def test_numbers_that_no_optimizer_can_use_are_refused_by_name(name: str, option: str, value: float) -> None:
+    """An infinite learning rate is accepted by torch, and then every step is skipped."""
+    with pytest.raises(InvalidArgument, match=f"{option} must be >= 0, got {value}"):
+        make_optimizer(nn.Linear(2, 2), replace(OptimizerOptions(optimizer=name), **{option: value}))
 
 
 def test_schedules() -> None:
@@ -85,8 +91,9 @@ def test_schedules() -> None:
     step = make_schedule(OptimizerOptions(lr_schedule="step", lr_milestones="10:0.5, 20:0.1"))
     assert step is not None
     assert [step(t, 100) for t in (0, 10, 25)] == [1.0, 0.5, 0.1]
-    with pytest.raises(InvalidArgument, match=r"--lr-milestones must be like .*, got '10'"):
-        make_schedule(OptimizerOptions(lr_schedule="step", lr_milestones="10"))
+    for text in ("10", ""):
+        with pytest.raises(InvalidArgument, match=rf"--lr-milestones must be like .*, got '{text}'"):
+            make_schedule(OptimizerOptions(lr_schedule="step", lr_milestones=text))
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
