@@ -18,6 +18,7 @@ from adadagrad.cli.config import (
     Settings,
 )
 from adadagrad.cli.toml_file import read_settings
+from adadagrad.cli.unused import refuse_unused
 from adadagrad.core.errors import InvalidArgument, MissingExtra
 
 CONFIG_NAME = "config.toml"
@@ -116,6 +117,7 @@ def parse(name: str, default: Command, arguments: Sequence[str]) -> Command:
 
     Raises:
         MissingExtra: tyro is not installed.
+        InvalidArgument: A flag is not read beside the other choices, or there is no run to resume.
     """
     try:
         import tyro
@@ -126,13 +128,14 @@ def parse(name: str, default: Command, arguments: Sequence[str]) -> Command:
         markers: Any = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
         return tyro.cli(type(base), prog=f"adadagrad {name}", args=list(arguments), default=base, config=markers)
 
-    first = read(default)
-    path = _settings_file(first)
-    if path is None:
-        return first
-    filed = read_settings(path, settings_of(default))
-    groups = {group.name: getattr(filed, group.name) for group in dataclasses.fields(filed)}
-    return read(dataclasses.replace(default, **groups))
+    command = read(default)
+    path = _settings_file(command)
+    if path is not None:
+        filed = read_settings(path, settings_of(default))
+        groups = {group.name: getattr(filed, group.name) for group in dataclasses.fields(filed)}
+        command = read(dataclasses.replace(default, **groups))
+    refuse_unused(settings_of(command), arguments)
+    return command
 
 
 def _settings_file(command: TrainCommand | CompareCommand) -> Path | None:

@@ -29,7 +29,7 @@ class BatchOptions:
 
     Args:
         policy: norm, inner-product, augmented, coordinate, constant, staged, linear or geometric.
-        global_batch_size: Examples in the first step; a constant batch keeps it.
+        global_batch_size: Examples in the first step; a constant batch keeps it, --stages says it itself.
         max_batch_size: Largest batch; without it the whole training set.
         micro_batch_size: Most examples in one forward: what memory allows.
         max_growth: Largest factor from one batch size to the next; without it no limit.
@@ -48,7 +48,7 @@ class BatchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyOptions:
-    """Parameters of the policies; the names in brackets say which policies use them.
+    """Parameters of the policies; the names in brackets say which policies use them. Another policy refuses the flag.
 
     Args:
         eta: Largest relative error of the gradient; smaller asks for larger batches [norm, coordinate].
@@ -126,7 +126,7 @@ class RunOptions:
     """How long, how often, where.
 
     Args:
-        epochs: Passes over the training set; --samples overrides it.
+        epochs: Passes over the training set, where --samples is not given.
         samples: Budget in samples instead of epochs.
         seed: Of the initial weights and of the order of the data.
         evaluations: How many times to evaluate, evenly in samples.

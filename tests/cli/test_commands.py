@@ -24,7 +24,10 @@ from tests.cli.mnist_folder import write_mnist
 for package in ("tyro", "sklearn", "matplotlib", "jinja2"):
     pytest.importorskip(package)
 
-SHORT = ["--data", "digits", "--samples", "600", "--global-batch-size", "16", "--eta", "0.5", "--measure-every", "2"]
+PLAIN = ["--data", "digits", "--samples", "600"]
+CONSTANT = [*PLAIN, "--global-batch-size", "16", "--policy", "constant"]
+MEASURED = [*PLAIN, "--global-batch-size", "16", "--measure-every", "2"]
+SHORT = [*MEASURED, "--eta", "0.5"]
 
 
 @pytest.fixture(autouse=True)
@@ -83,10 +86,21 @@ def test_config_of_a_run_repeats_it() -> None:
     assert Path("first/config.toml").read_text() == Path("again/config.toml").read_text()
 
 
-@pytest.mark.parametrize("policy", ["constant", "inner-product", "augmented", "coordinate", "staged", "geometric"])
-def test_every_policy_trains(policy: str) -> None:
-    more = ["--stages", "0:16 100:32", "--every-samples", "200"]
-    assert main(["train", *SHORT, *more, "--policy", policy, "--out", "run"]) == 0
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        CONSTANT,
+        [*MEASURED, "--policy", "inner-product"],
+        [*MEASURED, "--policy", "augmented"],
+        [*MEASURED, "--policy", "coordinate"],
+        [*PLAIN, "--policy", "staged", "--stages", "0:16 100:32"],
+        [*PLAIN, "--policy", "geometric", "--global-batch-size", "16", "--every-samples", "200"],
+        [*PLAIN, "--policy", "linear", "--global-batch-size", "16", "--end-batch-size", "64", "--ramp-samples", "300"],
+    ],
+    ids=lambda arguments: arguments[arguments.index("--policy") + 1],
+)
+def test_every_policy_trains(arguments: list[str]) -> None:
+    assert main(["train", *arguments, "--out", "run"]) == 0
     assert read_run("run").steps[0].global_batch_size == 16
 
 
@@ -146,11 +160,11 @@ class PressesCtrlC(PlainProgress):
 def test_ctrl_c_leaves_a_run_that_resumes_as_if_nothing_had_been(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(["train", *SHORT, "--policy", "inner-product", "--out", "whole"])
+    main(["train", *MEASURED, "--policy", "inner-product", "--out", "whole"])
     before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         patch.setattr(train_module, "progress_display", PressesCtrlC)
-        assert main(["train", *SHORT, "--policy", "inner-product", "--out", "run"]) == 130
+        assert main(["train", *MEASURED, "--policy", "inner-product", "--out", "run"]) == 130
     assert signal.getsignal(signal.SIGINT) is before
     assert "stopped: continue with adadagrad train --resume --out run" in capsys.readouterr().err
     stopped = read_run("run")
@@ -169,11 +183,11 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(monkeypatch: pytest.Monke
             if decision.step == 25:
                 raise SystemExit(9)
 
-    main(["train", *SHORT, "--policy", "constant", "--out", "whole"])
+    main(["train", *CONSTANT, "--out", "whole"])
     with monkeypatch.context() as patch:
         patch.setattr(train_module, "progress_display", Killed)
         with pytest.raises(SystemExit):
-            main(["train", *SHORT, "--policy", "constant", "--out", "run"])
+            main(["train", *CONSTANT, "--out", "run"])
     with Path("run/run.jsonl").open("a") as log:
         log.write('{"kind": "step", "st')
     assert main(["train", "--resume", "--out", "run"]) == 0
@@ -274,7 +288,7 @@ def test_a_mistake_is_one_line_and_leaves_no_trace(
     assert [path.name for path in (folder / "full").iterdir()] == ["run.jsonl"]
 
 
-DIVERGING = [*SHORT, "--policy", "constant", "--optimizer", "sgd", "--lr", "1e30"]
+DIVERGING = [*CONSTANT, "--optimizer", "sgd", "--lr", "1e30"]
 
 
 def test_a_run_that_diverges_stops_with_its_step_and_stays_readable(capsys: pytest.CaptureFixture[str]) -> None:

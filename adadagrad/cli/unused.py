@@ -1,0 +1,72 @@
+"""A flag that the chosen policy, optimizer or schedule does not read is a mistake, not a wish to pass over.
+
+Someone who writes ``--eta 0.1 --policy augmented`` believes that eta does something. Only flags are checked: a settings
+file holds every value, used or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from adadagrad.cli.config import Settings
+from adadagrad.core.errors import InvalidArgument
+
+TESTS = ("norm", "inner-product", "augmented", "coordinate")
+"""Policies that measure noise."""
+
+READERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "eta": ("policy", ("norm", "coordinate")),
+    "theta": ("policy", ("inner-product", "augmented")),
+    "nu": ("policy", ("augmented",)),
+    "finite_population": ("policy", TESTS),
+    "reduction": ("policy", ("coordinate",)),
+    "quantile": ("reduction", ("quantile",)),
+    "stages": ("policy", ("staged",)),
+    "end_batch_size": ("policy", ("linear", "geometric")),
+    "ramp_samples": ("policy", ("linear",)),
+    "increment": ("policy", ("linear",)),
+    "factor": ("policy", ("geometric",)),
+    "every_samples": ("policy", ("geometric",)),
+    "global_batch_size": ("policy", (*TESTS, "constant", "linear", "geometric")),
+    "max_growth": ("policy", (*TESTS, "staged", "linear", "geometric")),
+    "on_infinite": ("policy", TESTS),
+    "measure_every": ("policy", TESTS),
+    "max_overhead": ("measure_every", ("auto",)),
+    "max_examples": ("policy", TESTS),
+    "momentum": ("optimizer", ("sgd",)),
+    "warmup_samples": ("lr_schedule", ("cosine", "linear")),
+    "lr_floor": ("lr_schedule", ("cosine", "linear")),
+    "lr_milestones": ("lr_schedule", ("step",)),
+}
+"""For an option that not every run reads: the option that decides, and its values with which it is read."""
+
+
+def refuse_unused(settings: Settings, arguments: Sequence[str]) -> None:
+    """Refuse flags that change nothing beside the other choices.
+
+    Args:
+        settings: All choices, from the file and the flags.
+        arguments: What the user typed.
+
+    Raises:
+        InvalidArgument: A flag is not read; the message names it and what reads it.
+    """
+    typed = [word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")]
+    chosen = {name: value for group in asdict(settings).values() for name, value in group.items()}
+    for name in typed:
+        decider, values = READERS.get(name, ("policy", ()))
+        if values and chosen[decider] not in values:
+            flag, by = _flag(name), _flag(decider)
+            raise InvalidArgument(
+                f"{flag} is not used with {by} {chosen[decider]}: leave it out, or choose {by} {' or '.join(values)}"
+            )
+    if "epochs" in typed and chosen["samples"] is not None:
+        raise InvalidArgument(
+            f"--epochs is not used beside --samples {chosen['samples']}: give the budget as one of them; where the "
+            "settings file says samples, give --samples"
+        )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
