@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from adadagrad.core.errors import AdadagradError, UnknownName
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(given)
     except AdadagradError as error:
+        if os.environ.get("ADADAGRAD_TRACEBACK"):
+            traceback.print_exception(error)
         print(f"adadagrad: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from adadagrad.cli.arguments import CompareCommand, parse, settings_of
+from adadagrad.cli.building import make_engine
 from adadagrad.cli.config import Settings
 from adadagrad.cli.data import load_data
 from adadagrad.cli.directory import REPORT_NAME, new_directory, remove_if_empty
 from adadagrad.cli.flags import flags_named
-from adadagrad.cli.train import make_engine, show_results, train
+from adadagrad.cli.train import show_results, train
 from adadagrad.core.checks import check_integer
 from adadagrad.core.errors import InvalidArgument
 

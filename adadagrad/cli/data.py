@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from torch.utils.data import Dataset, TensorDataset
 
 from adadagrad.cli.idx import read_idx
 from adadagrad.cli.objects import call_object, is_object_name
-from adadagrad.core.errors import EmptyDataset, InvalidArgument, InvalidData, MissingExtra, UnknownName
+from adadagrad.cli.own_code import own_code
+from adadagrad.core.errors import InvalidArgument, InvalidData, MissingExtra, UnknownName
 
 SPLIT_SEED = 0
 """Of the split of digits, the same in every run whatever its own seed, so that runs compare."""
@@ -43,7 +43,9 @@ class DataSource:
         """Return one more than the largest class number in the training data; reads every label."""
         if isinstance(self.train, TensorDataset):
             return int(self.train.tensors[1].max()) + 1
-        return 1 + max(int(self.train[index][1]) for index in range(size_of(self.train)))
+        with own_code(f"--data {self.name}, asked for every label,"):
+            labels = (int(self.train[index][1]) for index in range(len(self.train)))  # type: ignore[arg-type]
+            return 1 + max(labels)
 
 
 def load_data(spec: str) -> DataSource:
@@ -59,7 +61,6 @@ def load_data(spec: str) -> DataSource:
         InvalidData: A folder or file is missing or damaged, or a function returned something else than a pair.
         InvalidArgument: A folder or function is not named, or cannot be found.
         UnknownName: The name is none of the three.
-        EmptyDataset: A data set holds no example.
         MissingExtra: scikit-learn is not installed.
     """
     kind, colon, rest = spec.partition(":")
@@ -74,23 +75,6 @@ def load_data(spec: str) -> DataSource:
     if colon:
         raise InvalidArgument(f"--data {spec}: expected digits, mnist:DIR or package.module:function")
     raise UnknownName("data", spec, ("digits", "mnist:DIR", "package.module:function"))
-
-
-def size_of(dataset: Dataset[Any]) -> int:
-    """Return how many examples a data set holds.
-
-    Args:
-        dataset: A map-style data set.
-
-    Returns:
-        Its length.
-
-    Raises:
-        InvalidData: It has no length.
-    """
-    if not isinstance(dataset, Sized):
-        raise InvalidData(f"{type(dataset).__name__} has no length: give a map-style data set with __len__")
-    return len(dataset)
 
 
 def _digits() -> DataSource:
@@ -142,7 +126,4 @@ def _own(spec: str) -> DataSource:
     made = call_object(spec, "data")
     if not isinstance(made, tuple | list) or len(made) != 2:
         raise InvalidData(f"--data {spec} must return (train_dataset, validation_dataset), got {type(made).__name__}")
-    for name, dataset in zip(("train_dataset", "validation_dataset"), made, strict=True):
-        if size_of(dataset) == 0:
-            raise EmptyDataset(f"--data {spec}: {name} is empty")
     return DataSource(name=spec, train=made[0], held_out=made[1], split="val")

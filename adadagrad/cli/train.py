@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import asdict
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from adadagrad.cli.arguments import CONFIG_NAME, TrainCommand, parse, settings_of
+from adadagrad.cli.building import make_engine
 from adadagrad.cli.config import Settings
 from adadagrad.cli.data import DataSource, load_data
 from adadagrad.cli.directory import CHECKPOINT_NAME, REPORT_NAME, new_directory, remove_if_empty
 from adadagrad.cli.evaluation import Evaluator
 from adadagrad.cli.flags import flags_named
 from adadagrad.cli.interrupt import Interrupt
-from adadagrad.cli.names import make_model, make_optimizer, make_policy, make_schedule
+from adadagrad.cli.objects import is_object_name
+from adadagrad.cli.own_code import own_code
 from adadagrad.cli.progress import progress_display
-from adadagrad.cli.toml_file import read_settings, settings_toml
+from adadagrad.cli.resume import refuse_changes
+from adadagrad.cli.toml_file import settings_toml
 from adadagrad.core.checks import check_integer
-from adadagrad.core.errors import InvalidArgument, MissingExtra
-from adadagrad.core.settings import Bounds, Measure
-from adadagrad.engine import AdaptiveBatch
+from adadagrad.core.errors import MissingExtra
 from adadagrad.report.page import write_report
 from adadagrad.report.reader import read_runs
 from adadagrad.report.table import comparison_table, table_text
@@ -89,7 +87,7 @@ def train(settings: Settings, data: DataSource, directory: Path, *, resume: bool
         evaluate = Evaluator(data.held_out, data.split, total, settings.run.evaluations)
         saves = settings.run.checkpoints
         progress = progress_display(directory.name, total, engine.samples_seen)
-        with closing(progress), Interrupt() as interrupt:
+        with closing(progress), Interrupt() as interrupt, _own_code(settings):
             for step in engine:
                 before = step.samples_seen
                 step.run(lambda batch: F.cross_entropy(model(batch[0]), batch[1]))
@@ -107,74 +105,14 @@ def train(settings: Settings, data: DataSource, directory: Path, *, resume: bool
         return engine.samples_seen >= total
 
 
-MAY_CHANGE = frozenset({"epochs", "samples", "evaluations", "checkpoints", "device", "threads"})
-"""Settings that a resumed run may change: how far and where it goes on, not what it is."""
-
-
-def refuse_changes(settings: Settings, directory: Path) -> None:
-    """Refuse to continue a run with other settings, which the checkpoint would partly override.
-
-    Args:
-        settings: All choices, from the run's own file and the flags over it.
-        directory: The run directory.
-
-    Raises:
-        InvalidArgument: A setting differs that is not in `MAY_CHANGE`.
-    """
-    old, new = asdict(read_settings(directory / CONFIG_NAME, Settings())), asdict(settings)
-    for group, values in new.items():
-        for name, value in values.items():
-            if name not in MAY_CHANGE and value != old[group][name]:
-                raise InvalidArgument(
-                    f"--{name.replace('_', '-')} {value} cannot be changed on --resume, the run in {directory} has "
-                    f"{old[group][name]}: leave it out, or start a new run"
-                )
-
-
-def make_engine(settings: Settings, data: DataSource, directory: Path | None) -> AdaptiveBatch:
-    """Build model, optimizer, policy and engine; seeds torch's global random state first.
-
-    Args:
-        settings: All choices.
-        data: The data that they name.
-        directory: Where the log goes; None for no log.
-
-    Returns:
-        The engine before its first step.
-
-    Raises:
-        InvalidArgument: A setting is out of range, or contradicts another one or the data.
-    """
-    run, batch, optimizer, measure = settings.run, settings.batch, settings.optimizer, settings.measure
-    if not -(2**63) <= run.seed < 2**63:
-        raise InvalidArgument(f"seed must be a 64-bit integer, got {run.seed}")
-    policy = make_policy(batch, settings.policy)
-    torch.manual_seed(run.seed)
-    model = _moved(make_model(settings.problem.model, data), run.device)
-    budget: dict[str, Any] = {"epochs": run.epochs} if run.samples is None else {"total_samples": run.samples}
-    return AdaptiveBatch(
-        model,
-        make_optimizer(model, optimizer),
-        data.train,
-        policy=policy,
-        global_batch_size=None if batch.policy == "staged" else batch.global_batch_size,
-        max_batch_size=batch.max_batch_size,
-        micro_batch_size=batch.micro_batch_size,
-        measure=Measure(
-            every=measure.measure_every,
-            max_overhead=measure.max_overhead,
-            max_examples=None if measure.max_examples == "all" else measure.max_examples,
-        )
-        if policy.needs
-        else None,
-        bounds=Bounds(max_growth=batch.max_growth, multiple_of=batch.multiple_of, on_infinite=batch.on_infinite),
-        lr_schedule=make_schedule(optimizer),
-        max_grad_norm=optimizer.max_grad_norm,
-        on_nonfinite=run.on_nonfinite,
-        seed=run.seed,
-        log_dir=directory,
-        **budget,
-    )
+def _own_code(settings: Settings) -> AbstractContextManager[None]:
+    """Blame the user's data or model for what is raised while training; nobody where both are ours."""
+    named = [
+        f"--{flag} {spec}"
+        for flag, spec in (("data", settings.problem.data), ("model", settings.problem.model))
+        if is_object_name(spec)
+    ]
+    return own_code(f"{' or '.join(named)}, while training,") if named else nullcontext()
 
 
 def show_results(runs: Sequence[Path], report: Path) -> None:
@@ -193,16 +131,6 @@ def show_results(runs: Sequence[Path], report: Path) -> None:
         print(f"report: {write_report(read, report)}")
     except MissingExtra as error:
         print(f"no report: {error}", file=sys.stderr)
-
-
-def _moved(model: nn.Module, device: str) -> nn.Module:
-    if device == "meta":
-        raise InvalidArgument("--device meta holds no numbers: choose cpu or cuda")
-    try:
-        return model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InvalidArgument(f"--device {device} cannot be used here: {reason}") from error
 
 
 @contextmanager

@@ -246,6 +246,7 @@ def _full(folder: Path) -> None:
         (["train", "--model", "mpl"], "unknown model 'mpl': did you mean mlp"),
         (["train", "--optimizer", "adagard"], "unknown optimizer 'adagard': did you mean adagrad"),
         (["train", "--data", "digit"], "unknown data 'digit': did you mean digits"),
+        (["train", "--data", "json:loads"], "--data json:loads is called without arguments, but needs s"),
         (["train", "--data", "mnist:nowhere"], "nowhere is not a folder"),
         (["train", "--data", "mnist:full"], "full holds neither train-images-idx3-ubyte nor"),
         (["train", "--eta", "0"], "--eta must be > 0, got 0.0"),

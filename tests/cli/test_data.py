@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -9,15 +10,15 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from adadagrad.cli.data import load_data, size_of
-from adadagrad.core.errors import EmptyDataset, InvalidArgument, InvalidData, MissingExtra, UnknownName
+from adadagrad.cli.data import load_data
+from adadagrad.core.errors import InvalidArgument, InvalidData, MissingExtra, UnknownName
 from tests.cli.mnist_folder import idx_bytes, real_data, write_mnist
 
 
 def test_digits_are_split_once_and_for_all() -> None:
     pytest.importorskip("sklearn")
     first, second = load_data("digits"), load_data("digits")
-    assert (size_of(first.train), size_of(first.held_out), first.split) == (1437, 360, "val")
+    assert (len(first.train), len(first.held_out), first.split) == (1437, 360, "val")
     assert (first.input_shape(), first.num_classes()) == ((1, 8, 8), 10)
     assert isinstance(first.train, TensorDataset)
     assert isinstance(second.train, TensorDataset)
@@ -40,7 +41,7 @@ def test_digits_split_leaves_the_random_state_alone() -> None:
 @pytest.mark.parametrize("compress", [False, True])
 def test_mnist_folder(tmp_path: Path, compress: bool) -> None:
     data = load_data(f"mnist:{write_mnist(tmp_path, compress=compress)}")
-    assert (size_of(data.train), size_of(data.held_out), data.split) == (40, 10, "test")
+    assert (len(data.train), len(data.held_out), data.split) == (40, 10, "test")
     assert (data.input_shape(), data.num_classes()) == ((1, 28, 28), 10)
     image, label = data.train[20]
     assert image.dtype == torch.float32
@@ -50,7 +51,7 @@ def test_mnist_folder(tmp_path: Path, compress: bool) -> None:
 
 def test_real_mnist() -> None:
     data = load_data(f"mnist:{real_data('mnist')}")
-    assert (size_of(data.train), size_of(data.held_out)) == (60_000, 10_000)
+    assert (len(data.train), len(data.held_out)) == (60_000, 10_000)
     assert isinstance(data.train, TensorDataset)
     assert data.train.tensors[1][:5].tolist() == [5, 0, 4, 1, 9]
 
@@ -73,7 +74,7 @@ def test_mnist_with_a_label_too_few(tmp_path: Path) -> None:
 
 MODULE = """
 import torch
-from torch.utils.data import IterableDataset, TensorDataset
+from torch.utils.data import TensorDataset
 
 def pair():
     return TensorDataset(torch.zeros(6, 3), torch.arange(6)), TensorDataset(torch.zeros(2, 3), torch.arange(2))
@@ -84,15 +85,11 @@ def rows():
 def single():
     return torch.zeros(3)
 
-def empty():
-    return TensorDataset(torch.zeros(0, 3)), TensorDataset(torch.zeros(0, 3))
+def boom():
+    raise RuntimeError("boom")
 
-class Stream(IterableDataset):
-    def __iter__(self):
-        return iter(())
-
-def stream():
-    return Stream(), Stream()
+def needs(path, more=1):
+    return path
 
 number = 3
 """
@@ -109,7 +106,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_own_function(own: str) -> None:
     data = load_data(f"{own}:pair")
-    assert (size_of(data.train), size_of(data.held_out), data.num_classes()) == (6, 2, 6)
+    assert (len(data.train), len(data.held_out), data.num_classes()) == (6, 2, 6)
     rows = load_data(f"{own}:rows")
     assert (rows.input_shape(), rows.num_classes(), rows.split) == ((3,), 5, "val")
 
@@ -117,16 +114,35 @@ def test_own_function(own: str) -> None:
 def test_own_function_that_does_not_fit(own: str) -> None:
     with pytest.raises(InvalidData, match=r"must return \(train_dataset, validation_dataset\), got Tensor"):
         load_data(f"{own}:single")
-    with pytest.raises(EmptyDataset, match="train_dataset is empty"):
-        load_data(f"{own}:empty")
-    with pytest.raises(InvalidData, match="Stream has no length"):
-        load_data(f"{own}:stream")
     with pytest.raises(InvalidArgument, match="must be a function, got int"):
         load_data(f"{own}:number")
     with pytest.raises(UnknownName, match="unknown function in own_task 'pare': did you mean pair"):
         load_data(f"{own}:pare")
     with pytest.raises(InvalidArgument, match="cannot import no_such_module"):
         load_data("no_such_module:pair")
+    with pytest.raises(InvalidArgument, match="is called without arguments, but needs path"):
+        load_data(f"{own}:needs")
+    with pytest.raises(InvalidArgument, match=r"raised RuntimeError: boom \(own_task\.py, line 15\)"):
+        load_data(f"{own}:boom")
+    with pytest.raises(InvalidArgument, match="json:loads is called without arguments, but needs s"):
+        load_data("json:loads")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def f(:", r"importing broken_task raised SyntaxError: "),
+        ("raise ValueError('at import')", r"raised ValueError: at import \(broken_task\.py, line 1\)"),
+        ("import sys; sys.exit(3)", r"raised SystemExit: 3"),
+        ("import not_there", r"cannot import broken_task \(No module named 'not_there'\)"),
+    ],
+)
+def test_a_module_that_cannot_be_imported(own: str, monkeypatch: pytest.MonkeyPatch, text: str, message: str) -> None:
+    monkeypatch.delitem(sys.modules, "broken_task", raising=False)
+    Path("broken_task.py").write_text(text)
+    importlib.invalidate_caches()
+    with pytest.raises(InvalidArgument, match=message):
+        load_data("broken_task:load")
 
 
 def test_unknown_names() -> None:

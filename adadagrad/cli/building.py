@@ -1,0 +1,75 @@
+"""From settings to an engine before its first step, and everything refused that cannot work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from adadagrad.cli.config import Settings
+from adadagrad.cli.data import DataSource
+from adadagrad.cli.fit import check_data, check_fit
+from adadagrad.cli.names import make_model, make_optimizer, make_policy, make_schedule
+from adadagrad.core.errors import InvalidArgument
+from adadagrad.core.settings import Bounds, Measure
+from adadagrad.engine import AdaptiveBatch
+
+
+def make_engine(settings: Settings, data: DataSource, directory: Path | None) -> AdaptiveBatch:
+    """Build model, optimizer, policy and engine; seeds torch's global random state first.
+
+    Args:
+        settings: All choices.
+        data: The data that they name.
+        directory: Where the log goes; None for no log.
+
+    Returns:
+        The engine before its first step.
+
+    Raises:
+        InvalidArgument: A setting is out of range, or contradicts another one or the data.
+    """
+    run, batch, optimizer, measure = settings.run, settings.batch, settings.optimizer, settings.measure
+    if not -(2**63) <= run.seed < 2**63:
+        raise InvalidArgument(f"seed must be a 64-bit integer, got {run.seed}")
+    check_data(data)
+    policy = make_policy(batch, settings.policy)
+    torch.manual_seed(run.seed)
+    model = _moved(make_model(settings.problem.model, data), run.device)
+    check_fit(model, settings.problem.model, data)
+    budget: dict[str, Any] = {"epochs": run.epochs} if run.samples is None else {"total_samples": run.samples}
+    return AdaptiveBatch(
+        model,
+        make_optimizer(model, optimizer),
+        data.train,
+        policy=policy,
+        global_batch_size=None if batch.policy == "staged" else batch.global_batch_size,
+        max_batch_size=batch.max_batch_size,
+        micro_batch_size=batch.micro_batch_size,
+        measure=Measure(
+            every=measure.measure_every,
+            max_overhead=measure.max_overhead,
+            max_examples=None if measure.max_examples == "all" else measure.max_examples,
+        )
+        if policy.needs
+        else None,
+        bounds=Bounds(max_growth=batch.max_growth, multiple_of=batch.multiple_of, on_infinite=batch.on_infinite),
+        lr_schedule=make_schedule(optimizer),
+        max_grad_norm=optimizer.max_grad_norm,
+        on_nonfinite=run.on_nonfinite,
+        seed=run.seed,
+        log_dir=directory,
+        **budget,
+    )
+
+
+def _moved(model: nn.Module, device: str) -> nn.Module:
+    if device == "meta":
+        raise InvalidArgument("--device meta holds no numbers: choose cpu or cuda")
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidArgument(f"--device {device} cannot be used here: {reason}") from error
