@@ -384,6 +384,12 @@ def test_a_large_cap_is_the_data_set_and_the_default_start_fits_it():
     assert (engine.global_batch_size, engine.max_batch_size) == (30, 30)
 
 
+@pytest.mark.parametrize(("epochs", "total"), [(1, 203), (2.5, 508), (0.5, 102), (0.0001, 1), (1 / 203, 1), (1.7, 345)])
+def test_epochs_are_rounded_to_whole_examples_and_at_least_one(epochs, total):
+    engine = make_engine(make_model(), policy=ada.ConstantBatch(1), epochs=epochs)
+    assert engine.total_samples == total
+
+
 def test_a_directory_with_another_runs_log_is_refused_before_any_step(tmp_path):
     train(make_engine(make_model(), policy=Sizes(), log_dir=tmp_path, total_samples=20))
     before = (tmp_path / "run.jsonl").read_bytes()

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 import adadagrad as ada
 from adadagrad.checkpoint import save_checkpoint
-from adadagrad.core.errors import CorruptCheckpoint, InvalidArgument, StepError
+from adadagrad.core.errors import CorruptCheckpoint, InvalidArgument, NonFiniteGradient, StepError
 from tests.batching.cases import many_workers
 from tests.engine.cases import WHOLE, Asks, Sizes, make_data, make_engine, make_model, mean_loss, read_log, weights
 
@@ -463,3 +463,50 @@ def test_a_loaded_size_obeys_the_new_cap_and_multiple():
     other = make_engine(model, CASES["schedule"][1](model), bounds=ada.Bounds(multiple_of=10), **options)
     other.load_state_dict(engine.state_dict())
     assert other.global_batch_size == 30
+
+
+def test_after_a_resume_the_next_checkpoint_is_as_far_away_as_always(tmp_path):
+    first = build("every step", tmp_path, checkpoint_every=100, total_samples=400)
+    go(first, 10**9)
+    second = build("every step", tmp_path, checkpoint_every=100, total_samples=600)
+    second.load(tmp_path / "checkpoint.pt")
+    before = second.samples_seen
+    assert before > 200
+    (tmp_path / "checkpoint.pt").unlink()
+    go(second, second.steps + 1)
+    assert second.samples_seen < before + 100
+    assert not (tmp_path / "checkpoint.pt").exists()
+    go(second, 10**9)
+    assert (tmp_path / "checkpoint.pt").exists()
+
+
+def test_skips_in_a_row_are_counted_across_a_resume(tmp_path):
+    def run(engine):
+        for step in engine:
+            step.run(lambda batch: mean_loss(engine.model)(batch) * float("nan"))
+            step.update()
+            if engine.steps == 30:
+                break
+
+    first = build("every step", None)
+    run(first)
+    first.save(tmp_path / "saved.pt")
+    second = build("every step", None)
+    second.load(tmp_path / "saved.pt")
+    with pytest.raises(NonFiniteGradient, match=r"step 50 .*as in the 49 before"):
+        run(second)
+
+
+def test_a_first_step_left_in_the_middle_leaves_the_plan_of_measurements_alone():
+    """Its trial runs tell what measuring costs; known too early, they would change when it is paid."""
+    whole = build("defaults", None)
+    trace = go(whole, STEPS)
+    broken = build("defaults", None)
+    for step in broken:
+        for batch in step:
+            step.backward(mean_loss(broken.model)(batch))
+            break
+        break
+    torch.manual_seed(11)  # of the dropout masks
+    assert go(broken, STEPS) == trace
+    assert sum(reason != "not measured" for *_, reason in trace) >= 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import tempfile
+import time
 
 import pytest
 import torch
@@ -42,6 +43,26 @@ def test_only_the_times_differ(tmp_path):
     assert not any(key in TIMES for line in read_log(tmp_path) for key in line)
 
 
+def test_seconds_are_those_inside_steps_and_go_on_after_a_resume(tmp_path):
+    begun, pause = time.perf_counter(), 0.3
+    engine = make_engine(make_model(), log_dir=tmp_path, measure=ada.Measure(every=1), total_samples=100)
+    train(engine, steps=2)
+    engine.save(tmp_path / "state.pt")
+    time.sleep(pause)  # an evaluation between two steps is no training
+    again = make_engine(make_model(), log_dir=tmp_path, measure=ada.Measure(every=1), total_samples=100)
+    again.load(tmp_path / "state.pt")
+    assert (again.seconds, again.measuring.instrument.seconds) == (
+        engine.seconds,
+        engine.measuring.instrument.seconds,
+    )
+    train(again)
+    lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()][1:]
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+    assert 0 < seconds[0] < seconds[-1] <= time.perf_counter() - begun - pause
+    assert all(0 < line["measure_seconds"] < line["seconds"] for line in lines)
+
+
 def test_each_line_says_what_the_decision_says(tmp_path):
     engine = make_engine(make_model(), log_dir=tmp_path, measure=ada.Measure(every=2), total_samples=120)
     decisions = train(engine)
@@ -49,6 +70,7 @@ def test_each_line_says_what_the_decision_says(tmp_path):
     assert start["policy"] == repr(engine.policy)
     assert (start["dataset_size"], start["total_samples"], start["max_batch_size"]) == (203, 120, 120)
     for d, line in zip(decisions, lines, strict=True):
+        assert d.observation.dataset_size == 203
         assert line["step"] == d.step
         assert line["samples_seen"] == line["samples_drawn"] == d.samples_seen
         assert line["global_batch_size"] == d.observation.global_batch_size

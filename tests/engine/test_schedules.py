@@ -64,6 +64,20 @@ def test_growth_is_limited_step_by_step():
     assert decisions[0].reason == "growth limit"
 
 
+@pytest.mark.parametrize(
+    ("estimator", "smallest"), [("auto", 2), (ada.PerExample(), 2), (ada.MicroBatch(units=2), 4), (None, 1)]
+)
+def test_a_batch_shrinks_no_further_than_it_can_be_measured(estimator, smallest):
+    """A test at one example would never be measured again; a schedule measures nothing and may go there."""
+    if estimator is None:
+        options = {"policy": ada.StagedBatch("0:8 8:1")}
+    else:
+        options = {"policy": Asks(lambda o: 0.5), "global_batch_size": 8}
+        options["measure"] = ada.Measure(estimator=estimator, every=1)
+    decisions = train(make_engine(make_model(), total_samples=30, **options))
+    assert [d.plan.global_batch_size for d in decisions][:3] == [8, smallest, smallest]
+
+
 SCHEDULES = {
     "constant": (ada.ConstantSchedule(), lambda t: 1.0),
     "cosine": (

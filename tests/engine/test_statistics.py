@@ -250,6 +250,30 @@ def test_a_monotone_test_at_its_cap_is_not_measured_any_more():
     assert [d.observation.gradient is not None for d in decisions] == [True] + [False] * (len(sizes) - 1)
 
 
+@pytest.mark.parametrize(
+    ("bounds", "wasted"),
+    [
+        (ada.Bounds(multiple_of=8), True),  # 16 is the largest multiple below the cap of 20
+        (ada.Bounds(multiple_of=8, monotone=False), False),  # it may shrink again, so it must be looked at
+    ],
+)
+def test_at_its_cap_a_test_is_measured_only_where_it_may_still_change(bounds, wasted):
+    options = {"bounds": bounds, "max_batch_size": 20, "global_batch_size": 8, "total": 200}
+    decisions = [d for d, _, _ in run(ada.NormTest(eta=0.01), ada.Measure(every=1), **options)]
+    assert [d.plan.global_batch_size for d in decisions] == [8] + [16] * 12
+    assert [d.observation.gradient is not None for d in decisions] == [True] + [not wasted] * 12
+
+
+@pytest.mark.parametrize("estimator", ["auto", ada.MicroBatch(units=2)])
+def test_a_batch_too_small_to_measure_is_trained_on_all_the_same(estimator):
+    """One example has no variance, and three make no two micro-batches of two."""
+    sizes = ada.StagedBatch({0: 1, 5: 3, 20: 8})
+    decisions = [d for d, _, _ in run(sizes, ada.Measure(estimator=estimator, every=1), total=60)]
+    smallest = 2 if estimator == "auto" else 4
+    for d in decisions:
+        assert (d.observation.gradient is not None) == (d.observation.global_batch_size >= smallest)
+
+
 def test_a_schedule_that_needs_nothing_measures_nothing_unless_asked():
     policy = ada.StagedBatch({0: 4, 48: 10})
     assert all(d.observation.gradient is None for d, _, _ in run(policy, None, total=98))
