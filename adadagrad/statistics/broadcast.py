@@ -103,7 +103,8 @@ class Use:
             gradient = gradient if factor == 1 else gradient * factor
         rest = [size for number, size in enumerate(self._padded()) if number != dim]
         rows = gradient.movedim(dim, 0)
-        return rows.sum_to_size(len(rows), *rest).reshape(len(rows), *self.shape)
+        found = rows.sum_to_size(len(rows), *rest).reshape(len(rows), *self.shape)
+        return found.clone() if len(rows) == 1 else found  # autograd may take this very memory for `.grad`
 
     def _padded(self) -> list[int]:
         return [1] * (len(self.result) - len(self.shape)) + list(self.shape)

@@ -253,6 +253,31 @@ def test_what_looks_like_it_goes_to_the_fallback(row: Row, request_) -> None:
     assert instrument.fallback
 
 
+STOLEN = {
+    "added to the input": lambda m, x: m.b(torch.tanh(x + m.t)),
+    "added to the input, a view": lambda m, x: m.b(torch.tanh(x + m.t.squeeze(0))),
+    "expanded": lambda m, x: m.b(torch.cat([m.t.expand(len(x), -1, -1), x.tanh()], 1)),
+}
+
+
+@REQUESTS
+@pytest.mark.parametrize("function", STOLEN.values(), ids=list(STOLEN))
+@pytest.mark.parametrize("sizes", [(1, 1, 4), (1, 5)], ids=str)
+def test_what_is_kept_of_one_example_is_not_added_to(function, sizes: tuple[int, ...], request_) -> None:
+    """Autograd takes the gradient of a table that met one example for its `.grad`, and adds the next ones to it."""
+    torch.manual_seed(4)
+    model = Composite(function, b=Linear(4, 3), t=table(1, 5, 4)).double()
+    x = SEQUENCE[0]
+    expected = naive_statistics(model, lambda m: m(x).flatten(1).square().sum(1), BLOCKS)
+    instrument = PerExample().open(model, request_)
+    for _ in range(3):
+        model.zero_grad()
+        for rows in x.split(sizes):
+            with instrument.micro_batch(len(rows), 1 / 6):
+                (model(rows).square().sum() / 6).backward()
+        assert_close(instrument.finish(6), expected)
+
+
 def test_the_gradient_is_bitwise_what_it_is_without_measuring() -> None:
     for row in ADDED:
         model = row.model()
