@@ -124,6 +124,7 @@ def uses_of(
         The uses of each tensor that has some, and none but such.
     """
     leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    returned = {id(leaf) for leaf in leaves}
     ends = [leaf.grad_fn for leaf in leaves if leaf.grad_fn is not None]
     consumers: dict[Node, list[tuple[Node, int, int]]] = defaultdict(list)
     sources = dict(nodes)
@@ -132,7 +133,7 @@ def uses_of(
         node = pending.pop()
         if node.name().endswith("AccumulateGrad"):
             p = node.variable  # type: ignore[attr-defined]
-            if p in parameters:
+            if p in parameters and id(p) not in returned:
                 sources[node] = (parameters[p], p.shape)
         for operand, (child, number) in enumerate(node.next_functions):
             if child is None:
