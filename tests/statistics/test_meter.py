@@ -17,8 +17,9 @@ from adadagrad.core.errors import (
 )
 from adadagrad.core.reduction import CoordinateReduction
 from adadagrad.statistics import GradientMeter, MicroBatch, PerExample, choose_estimator
+from adadagrad.statistics.base import Request
 from tests.oracles import naive_statistics
-from tests.statistics.checking import BLOCKS, assert_close, floats, losses_of
+from tests.statistics.checking import BLOCKS, FIELDS, assert_close, floats, losses_of
 
 X = (floats(7, 4),)
 
@@ -216,3 +217,22 @@ def test_the_weighted_reduction_needs_second_moments() -> None:
         losses(model).mean().backward()
     with pytest.raises(InvalidArgument, match="second moments"):
         meter.statistics()
+
+
+def test_a_change_of_scale_after_a_measured_part_changes_nothing() -> None:
+    """The part's gradient was noted before it, so its sums must not be scaled; p_i is with the scaled gradient."""
+    model = network()
+
+    def part_of_seven(provisional: int) -> tuple[float | None, ...]:
+        instrument = PerExample().open(model, Request(inner_products=True, coordinates=BLOCKS))
+        model.zero_grad()
+        with instrument.micro_batch(4, 1 / provisional):
+            (losses_rows(model, 0, 4).sum() / provisional).backward()
+        instrument.close_group()
+        (losses_rows(model, 4, 3).sum() / provisional).backward()
+        for p in model.parameters():
+            p.grad *= provisional / 7
+        statistics = instrument.finish(7, scale=provisional / 7)
+        return tuple(getattr(statistics, field) for field in FIELDS)
+
+    assert part_of_seven(11) == pytest.approx(part_of_seven(7), rel=1e-12)
