@@ -80,7 +80,7 @@ def next_batch_size(
     Raises:
         InvalidArgument: No multiple of `multiple_of` lies between `minimum` and `maximum`.
 
-    Source: Lau, Li, Xu, Liu, Kolar (2024), "AdAdaGrad", arXiv 2402.11215, for ``Bounds.paper()``: grow to ceil(T)
+    Source: Lau, Liu, Kolar (2024), "AdAdaGrad", arXiv 2402.11215, for ``Bounds.paper()``: grow to ceil(T)
         if T > b, never beyond the cap (verified in timlautk/AdAdaGrad, tests.py and main.py).
     Differs from the paper: guard, multiple, growth limit and holding at an infinite request are ours.
 

@@ -44,7 +44,7 @@ class CoordinateNormTest(AbstractPolicy):
         InvalidArgument: eta <= 0 or not finite; an unknown reduction or finite population choice; a quantile that
             is missing, outside [0, 1], or given for another reduction.
 
-    Source: Lau, Li, Xu, Liu, Kolar (2024), "AdAdaGrad", arXiv 2402.11215 (that a coordinate-wise variant exists is
+    Source: Lau, Liu, Kolar (2024), "AdAdaGrad", arXiv 2402.11215 (that a coordinate-wise variant exists is
         verified in the abstract; the condition is from memory, unverified (high); the maximum is from memory,
         unverified (medium)). The released code does not contain it (verified in timlautk/AdAdaGrad).
     Differs from the paper: one eta for all coordinates; ``"quantile"``, ``"blocks"`` and ``"weighted"`` are ours.

@@ -37,7 +37,7 @@ class InnerProductTest(AbstractPolicy):
     Raises:
         InvalidArgument: theta <= 0 or not finite; the finite population choice is unknown.
 
-    Source: Lau, Li, Xu, Liu, Kolar (2024), "AdAdaGrad", arXiv 2402.11215 (formula verified in timlautk/AdAdaGrad,
+    Source: Lau, Liu, Kolar (2024), "AdAdaGrad", arXiv 2402.11215 (formula verified in timlautk/AdAdaGrad,
         tests.py); the test is that of Bollapragada, Byrd, Nocedal (2017), "Adaptive Sampling Strategies for
         Stochastic Optimization", arXiv 1710.11258 (number from memory, unverified (high)), eq. 2.6 (as cited by
         f-dangel/cockpit, inner_test.py).
@@ -98,7 +98,7 @@ class AugmentedInnerProductTest(AbstractPolicy):
     Raises:
         InvalidArgument: theta or nu <= 0 or not finite; the finite population choice is unknown.
 
-    Source: Lau, Li, Xu, Liu, Kolar (2024), "AdAdaGrad", arXiv 2402.11215 (formula verified in timlautk/AdAdaGrad,
+    Source: Lau, Liu, Kolar (2024), "AdAdaGrad", arXiv 2402.11215 (formula verified in timlautk/AdAdaGrad,
         tests.py); Bollapragada, Byrd, Nocedal (2017), arXiv 1710.11258 (number from memory, unverified (high)),
         eq. 2.6 and 3.3 (as cited by f-dangel/cockpit, inner_test.py and ortho_test.py).
     Differs from the paper: no. Its released code removes one direction for each layer from g_i; here it is the one

@@ -40,7 +40,7 @@ class NormTest(AbstractPolicy):
     Raises:
         InvalidArgument: eta <= 0 or not finite; the finite population choice is unknown.
 
-    Source: Lau, Li, Xu, Liu, Kolar (2024), "AdAdaGrad: Adaptive Batch Size Schemes for Adaptive Gradient Methods",
+    Source: Lau, Liu, Kolar (2024), "AdAdaGrad: Adaptive Batch Size Schemes for Adaptive Gradient Methods",
         arXiv 2402.11215 (formula verified in timlautk/AdAdaGrad, tests.py); the test is that of Byrd, Chin,
         Nocedal, Wu (2012), eq. 3.9 (verified in f-dangel/cockpit, norm_test.py).
     Differs from the paper: no; the finite-population factor, which its code omits, is off by default.
