@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
         arguments: What follows ``compare``.
 
     Returns:
-        The exit status: 0, or 130 after Ctrl-C.
+        The exit status: 0, or 130 after Ctrl-C or SIGTERM.
     """
     command = parse("compare", CompareCommand(), arguments)
     runs = three_settings(command)

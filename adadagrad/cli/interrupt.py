@@ -1,14 +1,18 @@
-"""Ctrl-C that lets the step in progress finish, so that what is saved is whole."""
+"""Ctrl-C and SIGTERM that let the step in progress finish, so that what is saved is whole."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Ctrl-C, and what a batch system sends some seconds before it kills a job."""
 
 
 class Interrupt:
-    """Inside its context the first Ctrl-C only sets `requested`; the second one interrupts at once.
+    """Inside its context the first signal only sets `requested`; the second one interrupts at once.
 
     Outside the main thread, where signals cannot be caught, it does nothing.
 
@@ -20,18 +24,18 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.requested = False
-        self._before: object = None
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._handle)
+            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._before)  # type: ignore[arg-type]
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:

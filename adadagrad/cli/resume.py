@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+from adadagrad.checkpoint import load_checkpoint
 from adadagrad.cli.arguments import CONFIG_NAME
 from adadagrad.cli.config import Settings
+from adadagrad.cli.directory import CHECKPOINT_NAME
 from adadagrad.cli.toml_file import read_settings
 from adadagrad.core.errors import InvalidArgument
 
@@ -32,3 +34,26 @@ def refuse_changes(settings: Settings, directory: Path) -> None:
                     f"--{name.replace('_', '-')} {value} cannot be changed on --resume, the run in {directory} has "
                     f"{old[group][name]}: leave it out, or start a new run"
                 )
+
+
+def refuse_contradictions(total_samples: int, directory: Path) -> None:
+    """Refuse to continue where budget or log contradict the checkpoint; loading it would already cut the log back.
+
+    Args:
+        total_samples: The budget.
+        directory: The run directory.
+
+    Raises:
+        InvalidArgument: The run is past the budget already, or its log has been taken away.
+    """
+    seen = load_checkpoint(directory / CHECKPOINT_NAME).get("engine", {}).get("samples_seen", 0)
+    if seen > total_samples:
+        raise InvalidArgument(
+            f"--resume: the run in {directory} has seen {seen} samples, more than the budget of {total_samples}: give "
+            "more --samples, or leave the budget out"
+        )
+    if seen > 0 and not (directory / "run.jsonl").is_file():
+        raise InvalidArgument(
+            f"--resume: {directory} holds a checkpoint at {seen} samples but no run.jsonl, so the log would begin in "
+            "the middle: put it back, or start a new run"
+        )

@@ -21,7 +21,7 @@ from adadagrad.cli.interrupt import Interrupt
 from adadagrad.cli.objects import is_object_name
 from adadagrad.cli.own_code import own_code
 from adadagrad.cli.progress import progress_display
-from adadagrad.cli.resume import refuse_changes
+from adadagrad.cli.resume import refuse_changes, refuse_contradictions
 from adadagrad.cli.toml_file import settings_toml
 from adadagrad.core.checks import check_integer
 from adadagrad.core.errors import MissingExtra
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         arguments: What follows ``train``.
 
     Returns:
-        The exit status: 0, or 130 after Ctrl-C.
+        The exit status: 0, or 130 after Ctrl-C or SIGTERM.
     """
     command = parse("train", TrainCommand(), arguments)
     settings = settings_of(command)
@@ -68,7 +68,7 @@ def train(settings: Settings, data: DataSource, directory: Path, *, resume: bool
         resume: Continue from the checkpoint in it.
 
     Returns:
-        True where the budget was used, False where Ctrl-C ended the run early.
+        True where the budget was used, False where Ctrl-C or SIGTERM ended the run early.
 
     Raises:
         InvalidArgument: A setting is out of range, contradicts another one or the data, or is not the one that
@@ -80,6 +80,7 @@ def train(settings: Settings, data: DataSource, directory: Path, *, resume: bool
         checkpoint = directory / CHECKPOINT_NAME
         if resume:
             refuse_changes(settings, directory)
+            refuse_contradictions(engine.total_samples, directory)
             engine.load(checkpoint)
         (directory / CONFIG_NAME).write_text(settings_toml(settings), encoding="utf-8")
         engine.save(checkpoint)

@@ -51,14 +51,14 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
         paths: Each as for `find_logs`.
 
     Returns:
-        At least one run; those that share a directory name are called by their parent's name as well.
+        At least one run, each log once; those that share a directory name are called by their parent's name as well.
 
     Raises:
         InvalidData: There is no path, or no log at one of them.
     """
     if not paths:
         raise InvalidData("no run given: name at least one run directory")
-    logs = [log for path in paths for log in find_logs(path)]
+    logs = list({log.resolve(): log for path in paths for log in find_logs(path)}.values())
     runs = [read_run(log) for log in logs]
     shared = {name for name, count in Counter(run.name for run in runs).items() if count > 1}
     return [

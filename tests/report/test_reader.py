@@ -120,6 +120,8 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     write(tmp_path / "z", [start()])
     runs = read_runs([tmp_path / "x" / "norm", tmp_path / "y" / "norm", tmp_path / "z"])
     assert [run.name for run in runs] == ["x/norm", "y/norm", "z"]
+    twice = read_runs([tmp_path / "z", tmp_path / "z" / "run.jsonl", tmp_path / "x" / ".." / "z"])
+    assert [run.name for run in twice] == ["z"]
     with pytest.raises(InvalidData, match="no run given"):
         read_runs([])
 
