@@ -34,6 +34,7 @@ def report_html(runs: Sequence[Run], title: str | None = None) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return environment.from_string(source).render(
         title=title or _title(runs),
+        facts=_facts(runs),
         table=comparison_table(runs),
         figures=[(plot, plot.svg()) for plot in plots(runs)],
         runs=[(run, _settings(run)) for run in runs],
@@ -63,6 +64,23 @@ def write_report(runs: Sequence[Run], path: str | Path, title: str | None = None
 def _title(runs: Sequence[Run]) -> str:
     names = [run.name for run in runs]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _facts(runs: Sequence[Run]) -> str:
+    """One line of what all the runs have in common, so that a page tells what was trained; what differs is left out."""
+    words = {
+        "dataset_size": "{:,} training examples",
+        "parameters": "{:,} parameters",
+        "optimizer": "optimizer {}",
+        "total_samples": "a budget of {:,} samples",
+        "seed": "seed {}",
+    }
+    facts = []
+    for key, text in words.items():
+        values = [run.start.get(key) for run in runs]
+        if all(isinstance(value, int | str) and value == values[0] for value in values):
+            facts.append(text.format(values[0]))
+    return ", ".join(facts)
 
 
 def _settings(run: Run) -> list[tuple[str, str]]:

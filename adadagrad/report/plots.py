@@ -12,8 +12,8 @@ from adadagrad.report.style import (
     INK,
     MARKERS,
     color_of,
-    compact,
     drawing,
+    label_axis,
     legend_above,
     line_of,
     new_figure,
@@ -72,9 +72,10 @@ def plots(runs: Sequence[Run]) -> list[Plot]:
             Plot(
                 name="test",
                 title="The two sides of the test against samples",
-                reading="Dots are the measured variance of the batch gradient relative to its squared length, the "
-                "line is their running median. Above the dashed threshold the test fails and the batch grows, which "
-                "brings the next dots down; below it the batch stays. A batch at its cap is measured no more.",
+                reading="Dots are what the test measured: for the norm test, the variance of the batch's gradient "
+                "over its squared length, a number without unit. The line is their running median. A dot above the "
+                "dashed threshold asks for a larger batch, which brings the next dots down; below it the batch stays. "
+                "A batch that may grow no further is measured no more.",
                 draw=lambda: _test_sides(runs),
             )
         )
@@ -87,7 +88,8 @@ def _accuracy_plots(runs: Sequence[Run], metric: str) -> list[Plot]:
         Plot(
             name="accuracy-samples",
             title=f"{title.capitalize()} against samples",
-            reading="The same amount of data at the same place: a higher line learned more from each example.",
+            reading="The same amount of data at the same place: a higher line learned more from each example. The "
+            "vertical axis shows where the runs differ and does not begin at 0; what lies below it is cut off.",
             draw=lambda: _accuracy(runs, metric, "samples seen", lambda row: row.samples_seen, False),
         ),
         Plot(
@@ -114,8 +116,8 @@ def _batch_size(runs: Sequence[Run]) -> Any:
         samples, size = batch_size_steps(run)
         sizes.extend(size)
         handles += axes.step(samples, size, where="post", **_look(place, run))
-    _axis(axes, "x", "samples seen")
-    _axis(axes, "y", "examples per step", spread=max(sizes) > 4 * min(sizes), base=2)
+    label_axis(axes, "x", "samples seen")
+    label_axis(axes, "y", "examples per step", spread=max(sizes) > 4 * min(sizes), base=2)
     legend_above(figure, handles)
     return figure
 
@@ -137,7 +139,7 @@ def _accuracy(
         if shown:
             few = {"marker": MARKERS[place % len(MARKERS)], "markersize": 3.5} if len(shown) <= 60 else {}
             handles += axes.plot(*zip(*shown, strict=True), **_look(place, run), **few)
-    _axis(axes, "x", label, spread=spread)
+    label_axis(axes, "x", label, spread=spread)
     if spread:
         axes.set_xlim(left=min(x for curve in curves for x, value in curve if x > 0 and value >= lowest) / 1.5)
     axes.set_ylabel(metric_title(metric))
@@ -169,8 +171,8 @@ def _test_sides(runs: Sequence[Run]) -> Any:
     handles.append(Line2D([], [], color=INK, linestyle="none", marker="o", markersize=3, alpha=0.5, label="measured"))
     end = max(run.steps[-1].samples_seen for run in runs if run.steps)
     axes.set_xlim(-0.03 * end, 1.03 * end)
-    _axis(axes, "x", "samples seen")
-    _axis(axes, "y", "relative variance of the gradient", spread=True)
+    label_axis(axes, "x", "samples seen")
+    label_axis(axes, "y", "relative variance of gradient", spread=True)
     legend_above(figure, handles)
     return figure
 
@@ -186,16 +188,3 @@ def _measured(run: Run) -> list[tuple[float, float]]:
 
 def _look(place: int, run: Run) -> dict[str, Any]:
     return {"color": color_of(place), "linestyle": line_of(place), "label": run.name.lstrip("_") or "run"}
-
-
-def _axis(axes: Any, which: str, label: str, spread: bool = False, base: int = 10) -> None:
-    """Label an axis and write its numbers shortly; `spread` makes it logarithmic."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    if spread:
-        (axes.set_xscale if which == "x" else axes.set_yscale)("log", base=base)
-        axis.set_major_locator(LogLocator(base=base, subs=(1, 2, 5) if base == 10 else (1,), numticks=12))
-        axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(compact))
-    (axes.set_xlabel if which == "x" else axes.set_ylabel)(label + (", log scale" if spread else ""))

@@ -20,7 +20,8 @@ class StepRow:
         loss: Mean loss of the step, None where it was not recorded.
         lr: Learning rate of the first parameter group.
         noise_scale: Estimated gradient noise scale in examples, None on a step that was not measured.
-        relative_variance: Left side of the norm test, V sum c_i^2 / s; None on a step that was not measured.
+        relative_variance: Left side of the test at this batch size, V / (b s) for the norm test without corrections;
+            None on a step that was not measured.
         threshold: Right side of the test, None where the policy has no such number.
         measure_seconds: Time spent measuring so far.
         reason: What happened to the batch size.

@@ -57,7 +57,7 @@ def drawing(salt: str) -> Iterator[None]:
         "axes.spines.top": False,
         "figure.facecolor": "none",
         "axes.facecolor": "none",
-        "font.size": 10.5,
+        "font.size": 11,
         "grid.color": GRID,
         "grid.linewidth": 0.6,
         "legend.frameon": False,
@@ -82,15 +82,36 @@ def new_figure() -> tuple[Any, Any]:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     return figure, figure.add_subplot()
 
 
 def legend_above(figure: Any, handles: Sequence[Any]) -> None:
     """Put the legend above the axes, where it covers no data."""
     longest = max((len(handle.get_label()) for handle in handles), default=0)
-    columns = max(1, min(len(handles), 84 // (longest + 8)))
-    figure.legend(handles=list(handles), loc="outside upper center", ncols=columns, fontsize=10)
+    columns = max(1, min(len(handles), 70 // (longest + 8)))
+    figure.legend(handles=list(handles), loc="outside upper center", ncols=columns, fontsize=11)
+
+
+def label_axis(axes: Any, which: str, label: str, spread: bool = False, base: int = 10) -> None:
+    """Label an axis and write its numbers shortly.
+
+    Args:
+        axes: Matplotlib's axes.
+        which: ``"x"`` or ``"y"``.
+        label: What is on it, with its unit.
+        spread: Make it logarithmic, and say so.
+        base: Of the logarithm's ticks.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    if spread:
+        (axes.set_xscale if which == "x" else axes.set_yscale)("log", base=base)
+        axis.set_major_locator(LogLocator(base=base, subs=(1, 2, 5) if base == 10 else (1,), numticks=12))
+        axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(compact))
+    (axes.set_xlabel if which == "x" else axes.set_ylabel)(label + (", log scale" if spread else ""))
 
 
 def compact(number: float, _position: object = None) -> str:

@@ -100,7 +100,7 @@ def comparison_table(runs: Sequence[Run]) -> Table:
 
 
 def table_text(table: Table) -> str:
-    """Lay the table out for a terminal, numbers flush right.
+    """Lay the table out for a terminal, numbers flush right, a heading's words above each other to fit 80 columns.
 
     Args:
         table: From `comparison_table`.
@@ -109,22 +109,27 @@ def table_text(table: Table) -> str:
         Lines without a final newline.
 
     Example:
-        >>> print(table_text(Table(headings=["run", "steps"], cells=[["small", "4,500"]], notes=[])))
-        run    steps
-        -----  -----
-        small  4,500
+        >>> print(table_text(Table(headings=["run", "mean batch"], cells=[["small", "4.5"]], notes=[])))
+               mean
+        run   batch
+        ----- -----
+        small   4.5
     """
-    lines = [table.headings, *table.cells]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(table.headings))]
+    words = [heading.split() for heading in table.headings]
+    height = max(len(heading) for heading in words)
+    stacked = [[""] * (height - len(heading)) + heading for heading in words]
+    head = [[heading[line] for heading in stacked] for line in range(height)]
+    lines = [*head, *table.cells]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(words))]
     aligned = [
-        "  ".join(
+        " ".join(
             cell.ljust(width) if column == 0 else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
     ]
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join([aligned[0], rule, *aligned[1:], *table.notes])
+    rule = " ".join("-" * width for width in widths)
+    return "\n".join([*aligned[:height], rule, *aligned[height:], *table.notes])
 
 
 def _last_planned(run: Run, sizes: list[int]) -> int | None:

@@ -72,6 +72,16 @@ def test_page_holds_table_figures_readings_and_settings(runs: list[Run]) -> None
     assert text.count(LIGHT[0]) == 1  # as the value of a variable, never in a figure
 
 
+def test_page_says_what_the_runs_share_and_nothing_else(tmp_path: Path, runs: list[Run]) -> None:
+    facts = "100 training examples, 10 parameters, optimizer Adagrad, a budget of 20,000 samples, seed 0."
+    assert f"Same in all runs: {facts}" in report_html(runs)
+    write(tmp_path / "other", [start(seed=3, parameters="many"), *small_run()[1:]])
+    text = report_html(read_runs([tmp_path / "norm", tmp_path / "other"]))
+    assert "Same in all runs: 100 training examples, optimizer Adagrad." in text
+    write(tmp_path / "bare", [{"kind": "start"}])
+    assert "Same in" not in report_html(read_runs([tmp_path / "bare"]))
+
+
 def test_figures_say_what_is_on_their_axes(runs: list[Run]) -> None:
     labels = {}
     for plot in plots(runs):
@@ -83,7 +93,7 @@ def test_figures_say_what_is_on_their_axes(runs: list[Run]) -> None:
         "accuracy-samples": ("samples seen", "validation accuracy", "linear"),
         "accuracy-steps": ("optimizer steps, log scale", "validation accuracy", "linear"),
         "accuracy-seconds": ("training time [s], log scale", "validation accuracy", "linear"),
-        "test": ("samples seen", "relative variance of the gradient, log scale", "log"),
+        "test": ("samples seen", "relative variance of gradient, log scale", "log"),
     }
 
 

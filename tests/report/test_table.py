@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from adadagrad.report.reader import read_run, read_runs
-from adadagrad.report.run import accuracy_metric
-from adadagrad.report.table import comparison_table, summarize, table_text
+from adadagrad.report.run import Run, accuracy_metric
+from adadagrad.report.table import Table, comparison_table, summarize, table_text
 from tests.report.logs import end, log, small_run, start, step, write
 
 
@@ -40,8 +40,20 @@ def test_text_and_notes(tmp_path: Path) -> None:
         "stopped: 1 update skipped (non-finite gradient)",
     ]
     lines = table_text(table).splitlines()
-    assert len(lines) == 6
-    assert lines[2].startswith("whole  ")
+    assert [line.split() for line in lines[:3]] == [
+        ["best", "last"],
+        ["mean", "last", "measuring", "validation", "validation"],
+        ["run", "steps", "batch", "batch", "samples", "seconds", "s", "accuracy", "accuracy"],
+    ]
+    assert len(lines) == 8
+    assert lines[4].startswith("whole  ")
+
+
+def test_the_table_of_the_demo_fits_a_terminal() -> None:
+    headings = comparison_table([Run(name="constant-512", start={})]).headings
+    headings[-2:] = ["best validation accuracy", "last validation accuracy"]
+    cells = ["constant-512", "4,491", "748.4", "1,437", "71,850", "3.50", "0.07", "0.9861", "0.9806"]
+    assert max(map(len, table_text(Table(headings=headings, cells=[cells], notes=[])).splitlines())) <= 80
 
 
 def test_run_without_a_step(tmp_path: Path) -> None:
