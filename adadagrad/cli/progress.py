@@ -32,6 +32,7 @@ class AbstractProgress(ABC):
         self.name, self.total_samples = name, total_samples
         self._first, self._started = samples_seen, time.monotonic()
         self._shown = -math.inf
+        self._evaluating = 0.0
         self._noise_scale: float | None = None
         self._metric = "acc -"
 
@@ -48,12 +49,14 @@ class AbstractProgress(ABC):
             self._shown = now
             self.show(decision.samples_seen, self._parts(decision, now))
 
-    def evaluated(self, metrics: dict[str, float]) -> None:
+    def evaluated(self, metrics: dict[str, float], seconds: float) -> None:
         """Take in an evaluation; before the step that it follows, so that the step's line shows it.
 
         Args:
             metrics: By name, the accuracy first.
+            seconds: What it took, which is no part of the training's speed but of the time left.
         """
+        self._evaluating += seconds
         self._metric = f"acc {next(iter(metrics.values())):.3f}"
 
     @abstractmethod
@@ -65,8 +68,9 @@ class AbstractProgress(ABC):
         """End the display; what it showed last stays."""
 
     def _parts(self, decision: Decision, now: float) -> list[str]:
-        rate = (decision.samples_seen - self._first) / max(now - self._started, 1e-9)
-        left = (self.total_samples - decision.samples_seen) / rate if rate > 0 else math.inf
+        done, elapsed = decision.samples_seen - self._first, max(now - self._started, 1e-9)
+        rate = done / max(elapsed - self._evaluating, 1e-9)
+        left = (self.total_samples - decision.samples_seen) * elapsed / done if done > 0 else math.inf
         noise = "-" if self._noise_scale is None else f"{self._noise_scale:,.0f}"
         loss = decision.observation.loss
         return [

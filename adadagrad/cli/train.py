@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
@@ -95,9 +96,10 @@ def train(settings: Settings, data: DataSource, directory: Path, *, resume: bool
                 decision = step.update()
                 after = engine.samples_seen
                 if after > before and evaluate.is_due(before, after):
+                    began = time.perf_counter()
                     metrics = evaluate(model)
                     engine.log(metrics)
-                    progress.evaluated(metrics)
+                    progress.evaluated(metrics, time.perf_counter() - began)
                 progress.step(decision)
                 if interrupt.requested or after >= total or before * saves // total < after * saves // total:
                     engine.save(checkpoint)

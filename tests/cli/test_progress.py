@@ -34,7 +34,7 @@ def test_plain_lines_come_at_quarters() -> None:
     progress.interval = 0.0
     for seen in range(8, 88, 8):
         progress.step(decision(seen, measured=seen == 16))
-        progress.evaluated({"val/accuracy": 0.75, "val/loss": 1.0})
+        progress.evaluated({"val/accuracy": 0.75, "val/loss": 1.0}, 0.0)
     progress.close()
     lines = stream.getvalue().splitlines()
     assert [line.split()[1] for line in lines] == ["30%", "50%", "80%", "100%"]
@@ -49,6 +49,17 @@ def test_a_resumed_run_counts_its_own_samples_only() -> None:
     progress.step(decision(80))
     rate = float(stream.getvalue().split("acc -")[1].split()[0])
     assert 15 <= rate <= 20
+
+
+def test_evaluating_slows_the_time_left_but_not_the_speed() -> None:
+    stream = io.StringIO()
+    progress = PlainProgress("norm", 100, stream=stream)
+    progress._started -= 10.0
+    progress.evaluated({"val/accuracy": 0.75}, seconds=9.0)
+    progress.step(decision(40))
+    line = stream.getvalue()
+    assert 36 <= float(line.split("acc 0.750")[1].split()[0]) <= 40
+    assert "ETA 0:15" in line
 
 
 @pytest.mark.parametrize("loss", [None, math.nan, math.inf])
@@ -79,7 +90,7 @@ def test_live_display_says_everything_at_any_width(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("TERM", "xterm")
     progress = LiveProgress("constant-512", 16)
-    progress.evaluated({"val/accuracy": 0.75})
+    progress.evaluated({"val/accuracy": 0.75}, 0.0)
     progress.step(decision(16, measured=True))
     progress.close()
     shown = " ".join(stream.getvalue().split())
