@@ -95,7 +95,7 @@ def comparison_table(runs: Sequence[Run]) -> Table:
     return Table(
         headings=headings,
         cells=[_cells(row) for row in rows],
-        notes=[note for run in runs for note in _notes(run)],
+        notes=[note for run in runs for note in _notes(run, metric)],
     )
 
 
@@ -155,8 +155,11 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def _notes(run: Run) -> list[str]:
+def _notes(run: Run, metric: str | None) -> list[str]:
     notes = []
+    own = accuracy_metric([run])
+    if metric is not None and own is not None and not run.series(metric):
+        notes.append(f"{run.name}: logged {metric_title(own)}, which is not compared with {metric_title(metric)}")
     if run.end is None:
         seen = run.steps[-1].samples_seen if run.steps else 0
         budget = f" of {run.total_samples:,}" if run.total_samples else ""

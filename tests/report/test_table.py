@@ -56,6 +56,14 @@ def test_the_table_of_the_demo_fits_a_terminal() -> None:
     assert max(map(len, table_text(Table(headings=headings, cells=[cells], notes=[])).splitlines())) <= 80
 
 
+def test_a_run_whose_accuracy_is_another_one_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "one", small_run())
+    write(tmp_path / "other", [start(), step(1, 96, 96), log(1, 96, 0.5, name="test/accuracy"), end(1, 96)])
+    table = comparison_table(read_runs([tmp_path / "one", tmp_path / "other"]))
+    assert table.cells[1][-2:] == ["-", "-"]
+    assert table.notes == ["other: logged test accuracy, which is not compared with validation accuracy"]
+
+
 def test_run_without_a_step(tmp_path: Path) -> None:
     table = comparison_table([read_run(write(tmp_path / "empty", [start()]))])
     assert table.cells == [["empty", "0", "-", "-", "0", "0.00", "0.00", "-", "-"]]
