@@ -10,13 +10,16 @@ help:            ## what can be made here
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
 
 $(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there: install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "adadagrad needs Python >= 3.11, got %s; set PYTHON=/path/to/python3.11" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@echo "installing into $(VENV), once: some hundred megabytes, some minutes"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' || { echo "not installed: pip fetches torch and others from the internet, so look at its message above and run make again" >&2; exit 1; }
 	@touch $(STAMP)
 
 demo: $(STAMP)   ## train the digits three ways and write the report
 	$(BIN)/adadagrad compare --data digits
+	@echo "open the report in a browser; $(BIN)/adadagrad --help lists what else there is"
 
 test: $(STAMP)   ## the whole test suite, doctests included
 	$(BIN)/python -m pytest -n 2

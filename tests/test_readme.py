@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from adadagrad.cli.flags import option_names
+
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -17,6 +19,13 @@ def test_every_python_block_runs() -> None:
     engine = names["engine"]
     assert engine.samples_seen == engine.total_samples == 4_000
     assert names["stats"].variance_trace > 0
+
+
+def test_the_flags_it_names_exist() -> None:
+    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README.read_text(encoding="utf-8")))
+    known = {f"--{name.replace('_', '-')}" for name in option_names()}
+    assert len(flags) > 5
+    assert flags <= known | {"--config", "--out", "--resume", "--help"}
 
 
 def test_the_commands_it_names_exist() -> None:
