@@ -85,8 +85,8 @@ class CompareCommand:
     """Train one model three times: with a small constant batch, a large one, and a policy that chooses in between.
 
     All three start from the same weights and use the same number of samples. A table is printed and one report is
-    written. The default learning rate is the best of 0.01, 0.02, 0.05 and 0.1 for the small constant batch on digits.
-    Noise is measured at each step, and corrected for batches that are a good part of a small data set.
+    written. The default learning rate was chosen for the small constant batch on digits. Noise is measured at each
+    step, and corrected for batches that are a good part of a small data set.
     """
 
     files: ComparisonFiles = field(default_factory=ComparisonFiles)
