@@ -53,6 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a full disk, a folder that may not be written to
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"adadagrad: {place}{error.strerror or error}: make room, or choose another --out", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("adadagrad: interrupted", file=sys.stderr)
         return 130

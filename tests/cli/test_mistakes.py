@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -72,3 +74,14 @@ def test_a_mistake_is_one_line_and_leaves_no_trace(
     assert "Traceback" not in output.err + output.out
     assert not list(folder.glob("runs/*"))
     assert [path.name for path in (folder / "full").iterdir()] == ["run.jsonl"]
+
+
+def test_a_disk_that_is_full_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(self: Path, *arguments: object, **options: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert main(["train", "--samples", "64", "--out", "run"]) == 2
+    assert capsys.readouterr().err == (
+        "adadagrad: run/config.toml: No space left on device: make room, or choose another --out\n"
+    )
