@@ -15,6 +15,9 @@ from torch import Tensor
 
 from adadagrad.core.errors import InvalidArgument
 
+PIECE = 1 << 16
+"""Elements that are converted to float64 at a time."""
+
 FEW = 32
 """Tensors up to which `quick_norm` adds their norms in plain floats."""
 
@@ -34,8 +37,16 @@ def squared_norm(tensors: Sequence[Tensor]) -> Tensor:
     """
     if not tensors:
         return torch.zeros((), dtype=torch.float64)
-    norms = [torch.linalg.vector_norm(refuse_sparse(t.detach()), dtype=torch.float64) for t in tensors]
-    return torch.stack(norms).square().sum()
+    return torch.stack([_square(refuse_sparse(t.detach())) for t in tensors]).sum()
+
+
+def _square(tensor: Tensor) -> Tensor:
+    r"""Return \|x\|^2 as a float64 scalar; on a CPU in pieces, whose float64 copies stay in its cache."""
+    if tensor.device.type != "cpu" or tensor.numel() <= PIECE or tensor.dtype == torch.float64:
+        norm: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float64)
+        return norm.square()
+    pieces = (piece.double() for piece in torch.split(tensor.reshape(-1), PIECE))
+    return torch.stack([torch.dot(piece, piece) for piece in pieces]).sum()
 
 
 def inner_product(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
