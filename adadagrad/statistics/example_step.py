@@ -46,8 +46,10 @@ class ExampleStep:
             request: The numbers wanted.
         """
         rows = weights != 0
-        squares = examples.square_norms()
-        self.sums.add(weights[rows], squares[rows] / weights[rows].square())
+        counted, squares = weights, examples.square_norms()
+        if not bool(rows.all()):
+            counted, squares = weights[rows], squares[rows]
+        self.sums.add(counted, squares / counted.square())
         if request.coordinates is not None:
             for p, sums in examples.weighted_square_sums(torch.where(rows, weights, torch.inf).rsqrt()):
                 self.square_sums[p] = self.square_sums.get(p, 0) + sums

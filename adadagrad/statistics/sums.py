@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from adadagrad.core.comm import sum_scalars
@@ -47,11 +48,14 @@ class WeightedSums:
             coefficients: c_i, float64 (n,); zero-weight rows are not units and are left out.
             unit_squares: |g_i|^2, float64 (n,).
         """
-        self.weight += float(coefficients.sum())
-        self.weight_sq += float(coefficients.square().sum())
-        self.squares += float((coefficients * unit_squares).sum())
-        self.squares_sq += float((coefficients * unit_squares.square()).sum())
-        self.units += int((coefficients != 0).sum())
+        weighted = coefficients * unit_squares
+        rows = (coefficients, coefficients.square(), weighted, weighted * unit_squares, (coefficients != 0).double())
+        weight, weight_sq, squares, squares_sq, units = torch.stack(rows).sum(1).tolist()  # one wait for the device
+        self.weight += weight
+        self.weight_sq += weight_sq
+        self.squares += squares
+        self.squares_sq += squares_sq
+        self.units += int(units)
 
     def scaled(self, factor: float) -> WeightedSums:
         """Return the sums for weights f c_i; the units' own gradients stay what they are."""
