@@ -37,13 +37,14 @@ class ExampleInstrument(AbstractInstrument):
         model: The model.
         request: The numbers wanted.
         calibrate: Whether to make trial runs before the first measurement.
+        fuse: Whether weight gradients may be formed example by example.
     """
 
-    def __init__(self, model: nn.Module, request: Request, calibrate: bool = True) -> None:
+    def __init__(self, model: nn.Module, request: Request, calibrate: bool = True, fuse: bool = True) -> None:
         coverage.refuse_batch_coupled(model)
         self.model, self.request, self.seconds = model, request, 0.0
         self.fallback: dict[str, nn.Parameter] = {}
-        self._calibrate = calibrate
+        self._calibrate, self._fuse = calibrate, fuse
         self._layout = Layout()
         self._announced: set[str] = set()
         self._verified: set[nn.Parameter] = set()
@@ -62,12 +63,14 @@ class ExampleInstrument(AbstractInstrument):
             coverage.refuse_leftovers(parameters)
         verify = first and (self._verify_next or self._measured.bit_count() <= 1)
         self._layout.calibrated &= not verify
+        keep_all = verify or self.request.inner_products or self.request.coordinates is not None
         recorder = Recorder(
             self.model,
             self._layout,
             num_examples,
             set(self.fallback.values()),
-            keep_all=verify or self.request.inner_products or self.request.coordinates is not None,
+            keep_all=keep_all,
+            fuse=self._fuse and not keep_all,
             watch_model=verify or bool(self.fallback),
             calibrate=self._calibrate,
         )

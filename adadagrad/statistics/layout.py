@@ -60,6 +60,7 @@ class Layout:
     meetings: dict[CallKey, tuple[Meeting, ...]] = field(default_factory=dict)
     calibrated: bool = False
     compared: bool = False
+    first: dict[str, bool] = field(default_factory=dict)
     _run: dict[CallKey, _Seen] = field(default_factory=dict)
     _run_sizes: dict[CallKey, LayerSize] = field(default_factory=dict)
     _nodes: dict[CallKey, tuple[Node | None, torch.Size]] = field(default_factory=dict)
@@ -67,6 +68,14 @@ class Layout:
     def due(self, n: int) -> bool:
         """Return whether trial runs are needed before a forward of n examples."""
         return not self.calibrated or (not self.compared and n > 1)
+
+    def examples_first(self, name: str) -> bool:
+        """Return whether every known call of a module has its examples in the first dimension of input and output."""
+        found = self.first.get(name)
+        if found is None:
+            known = [dims for (other, _), dims in self.dims.items() if other == name]
+            found = self.first[name] = bool(known) and all(dims == (0, 0) for dims in known)
+        return found
 
     def batch_dims(self, key: CallKey, x: Tensor, y: Tensor, n: int) -> tuple[int, int] | None:
         """Return the batch dimensions of a call's input and output, None where it has none.
@@ -165,6 +174,7 @@ class Layout:
         for key, seen in runs[0].items():
             if key in runs[-1]:
                 self.dims[key] = _batch_dims(seen, runs[1].get(key), runs[-1][key], m)
+        self.first.clear()
         self.sizes = self._run_sizes
         shared = {key for key, dims in self.dims.items() if dims is None and key in self._run}
         if raw or shared:

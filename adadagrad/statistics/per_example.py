@@ -52,6 +52,7 @@ class PerExample(AbstractEstimator):
     """
 
     calibrate: bool = True
+    fuse: bool = True
 
     def open(self, model: nn.Module, request: Request) -> ExampleInstrument:
         """Go to work on a model.
@@ -63,4 +64,4 @@ class PerExample(AbstractEstimator):
         Returns:
             The instrument.
         """
-        return ExampleInstrument(model, request, self.calibrate)
+        return ExampleInstrument(model, request, self.calibrate, self.fuse)

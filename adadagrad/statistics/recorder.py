@@ -17,8 +17,9 @@ from adadagrad.core.errors import AdadagradError, InvalidMeasurement, StepError
 from adadagrad.statistics.broadcast import CallKey
 from adadagrad.statistics.calls import SEVERAL_BACKWARDS, KeptCall, LayerCall, input_to_keep
 from adadagrad.statistics.fallback import ModelCall
+from adadagrad.statistics.fusing import Fused, fused_call
 from adadagrad.statistics.layout import Layout
-from adadagrad.statistics.rules import AbstractRule, find_rule
+from adadagrad.statistics.rules import AbstractFusedRule, AbstractRule, find_fused, find_rule
 from adadagrad.statistics.rules.base import own_parameters
 from adadagrad.statistics.shared import SharedTensors, raw_parameters
 from adadagrad.statistics.taps import Forward, Tap
@@ -39,6 +40,7 @@ class Recorder:
             nothing through the leaf.
         watch_model: Also keep the model's arguments and output gradients, for the fallback.
         calibrate: Make the trial runs if they have not been made.
+        fuse: Form weight gradients example by example where a fused rule suits.
     """
 
     def __init__(
@@ -51,7 +53,9 @@ class Recorder:
         keep_all: bool,
         watch_model: bool,
         calibrate: bool,
+        fuse: bool,
     ) -> None:
+        self.fuse = fuse
         self.model, self.layout, self.n = model, layout, num_examples
         self.excluded, self.keep_all, self.watch_model, self.calibrate = excluded, keep_all, watch_model, calibrate
         self.leaf: Tensor | None = None
@@ -86,7 +90,8 @@ class Recorder:
                 )
             rule = find_rule(module)
             if rule is not None and own_parameters(module):
-                found[module] = partial(self._layer_forward, name, module, module.forward, rule)
+                fused = find_fused(module) if self.fuse else None
+                found[module] = partial(self._layer_forward, name, module, module.forward, rule, fused)
         found[self.model] = partial(self._model_forward, found.get(self.model, self.model.forward))
         return found
 
@@ -165,11 +170,16 @@ class Recorder:
         layer: nn.Module,
         inner: Callable[..., Tensor],
         rule: AbstractRule[Any],
+        fused: AbstractFusedRule[Any] | None,
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        y = inner(*args, **kwargs)
         x = args[0] if args else kwargs.get("input")
+        if fused is not None and isinstance(x, Tensor) and len(args) + len(kwargs) == 1:
+            y = self._fused_forward(name, layer, rule, fused, x)
+            if y is not None:
+                return y
+        y = inner(*args, **kwargs)
         if not isinstance(x, Tensor) or (self._calibrating and not self._trial_rows):
             return y  # the latter where a trial's own backward repeats a checkpoint
         key = (name, self._calls[name])
@@ -204,6 +214,26 @@ class Recorder:
         assert self.leaf is not None
         return self._tensors.add_call(key, call, input_to_keep(x, y, call), y, len(self.leaf))
 
+    def _fused_forward(
+        self, name: str, layer: nn.Module, rule: AbstractRule[Any], fused: AbstractFusedRule[Any], x: Tensor
+    ) -> Tensor | None:
+        """Return the output of a call that its fused rule takes over, None where it is not.
+
+        The decision depends on the module and its input alone, so that a checkpoint repeats it.
+        """
+        if self.leaf is None or self._calibrating or not self.layout.examples_first(name):
+            return None
+        taken = fused_call(layer, fused, x, self.leaf)
+        parameters = own_parameters(layer)
+        if taken is None or not self.excluded.isdisjoint(parameters.values()):
+            return None
+        call = LayerCall(name, layer, rule, parameters, (0, 0))
+        if self._inside:
+            self._calls[name] += 1
+            self._uses.update(parameters.values())
+        y: Tensor = Fused.apply(x, self.leaf, taken, partial(self._collect, call), *parameters.values())  # type: ignore[no-untyped-call]
+        return y
+
     def _place(
         self, key: CallKey, layer: nn.Module, rule: AbstractRule[Any], x: Tensor, y: Tensor, seen: bool
     ) -> tuple[int, int] | None:
@@ -226,8 +256,15 @@ class Recorder:
         found = self._seen.get((name, x.shape, y.shape), {None}) if _in_backward() else {None}
         return next(iter(found)) if len(found) == 1 else None
 
-    def _collect(self, call: LayerCall | None, x: Tensor | None, gy: Tensor) -> Tensor | None:
-        """Take in one call's output gradient during the backward; return its squares, or None if kept."""
+    def _collect(
+        self,
+        call: LayerCall | None,
+        x: Tensor | None,
+        gy: Tensor,
+        squares: Tensor | None = None,
+        seconds: float = 0.0,
+    ) -> Tensor | None:
+        """Take in one call's output gradient during the backward; return its squares (a fused rule's, if given)."""
         if call is None or not self._open or self.failure is not None:
             return None
         started = time.perf_counter()
@@ -248,12 +285,15 @@ class Recorder:
                 self.kept.append(KeptCall(call, x, gy, frozenset(late)))
             prompt = call.parameters.keys() - late
             self.delivered |= bool(prompt)
-            squares: Tensor | None = call.rule.square_norms(call.layer, x, gy, prompt) if prompt else None
+            if not prompt:
+                return None
+            if squares is None or late:
+                squares = call.rule.square_norms(call.layer, x, gy, prompt)
         except Exception as error:  # a failing measurement must never harm the backward it rides on
             self.failure = error
             return None
         finally:
-            self.seconds += time.perf_counter() - started
+            self.seconds += time.perf_counter() - started + seconds
         return squares
 
 

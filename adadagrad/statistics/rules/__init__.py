@@ -9,10 +9,14 @@ from torch import nn
 from adadagrad.statistics.rules.base import AbstractRule
 from adadagrad.statistics.rules.convolution import ConvolutionRule
 from adadagrad.statistics.rules.embedding import EmbeddingRule
+from adadagrad.statistics.rules.fused import AbstractFusedRule
+from adadagrad.statistics.rules.fused_convolution import FusedConvolution
+from adadagrad.statistics.rules.fused_linear import FusedLinear
+from adadagrad.statistics.rules.fused_normalization import FusedGroupNorm, FusedLayerNorm
 from adadagrad.statistics.rules.linear import LinearRule
 from adadagrad.statistics.rules.normalization import NormalizationRule
 
-__all__ = ["RULES", "AbstractRule", "find_rule"]
+__all__ = ["FUSED", "RULES", "AbstractFusedRule", "AbstractRule", "find_fused", "find_rule"]
 
 RULES: dict[type[nn.Module], AbstractRule[Any]] = {
     nn.Linear: LinearRule(),
@@ -23,6 +27,15 @@ RULES: dict[type[nn.Module], AbstractRule[Any]] = {
     nn.LayerNorm: NormalizationRule(),
     nn.RMSNorm: NormalizationRule(),
     nn.GroupNorm: NormalizationRule(),
+}
+
+FUSED: dict[type[nn.Module], AbstractFusedRule[Any]] = {
+    nn.Linear: FusedLinear(),
+    nn.Conv1d: FusedConvolution(),
+    nn.Conv2d: FusedConvolution(),
+    nn.Conv3d: FusedConvolution(),
+    nn.LayerNorm: FusedLayerNorm(),
+    nn.GroupNorm: FusedGroupNorm(),
 }
 
 
@@ -39,10 +52,21 @@ def find_rule(module: nn.Module) -> AbstractRule[Any] | None:
     Returns:
         The rule of the nearest class in the module's ancestry with the same forward.
     """
+    rule: AbstractRule[Any] | None = _find(RULES, module)
+    return rule
+
+
+def find_fused(module: nn.Module) -> AbstractFusedRule[Any] | None:
+    """Return the fused rule for a module, or None; found in the same way as its rule."""
+    rule: AbstractFusedRule[Any] | None = _find(FUSED, module)
+    return rule
+
+
+def _find(table: dict[type[nn.Module], Any], module: nn.Module) -> Any:
     if "forward" in module.__dict__:
         return None
     for cls in type(module).__mro__:
-        rule = RULES.get(cls)
+        rule = table.get(cls)
         if rule is not None:
             return rule if type(module).forward is cls.__dict__["forward"] else None
     return None

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adadagrad.statistics.rules.base import AbstractRule, chunks, dot_per_example, squares_per_example
+from adadagrad.statistics.rules.patch_gram import gram_is_cheaper, gram_square_norms
 
 FEW_CHANNELS = 8
 """Below this many input channels a two-dimensional weight gradient is formed from patches."""
@@ -36,7 +37,7 @@ class ConvolutionRule(AbstractRule[nn.Conv1d | nn.Conv2d | nn.Conv3d]):
         """Return the per-example weight gradients (n, *weight shape) and bias gradients (n, channels)."""
         found = {}
         if "weight" in names:
-            found["weight"] = _weight_gradients(layer, *_padded(layer, x), gy)
+            found["weight"] = weight_gradients(layer, *_padded(layer, x), gy)
         if "bias" in names:
             found["bias"] = gy.flatten(2).sum(2)
         return found
@@ -46,9 +47,11 @@ class ConvolutionRule(AbstractRule[nn.Conv1d | nn.Conv2d | nn.Conv3d]):
         total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         if "bias" in names:
             total += squares_per_example(gy.flatten(2).sum(2))
-        if "weight" in names:
+        if "weight" in names and isinstance(layer, nn.Conv2d) and gram_is_cheaper(layer, x):
+            total += gram_square_norms(layer, x, gy)
+        elif "weight" in names:
             inputs, padding = _padded(layer, x)
-            gradients = _from_patches if _has_few_channels(layer, x) else _weight_gradients
+            gradients = _from_patches if has_few_channels(layer, x) else weight_gradients
             for part in chunks(len(x), _bytes_at_once(layer, inputs, gy)):
                 total[part] += squares_per_example(gradients(layer, inputs[part], padding, gy[part]))
         return total
@@ -78,7 +81,7 @@ def _padded(layer: Convolution, x: Tensor) -> tuple[Tensor, list[int]]:
     return F.pad(x, layer._reversed_padding_repeated_twice, mode=mode), [0] * (x.dim() - 2)
 
 
-def _weight_gradients(layer: Convolution, x: Tensor, padding: list[int], gy: Tensor) -> Tensor:
+def weight_gradients(layer: Convolution, x: Tensor, padding: list[int], gy: Tensor) -> Tensor:
     """Return the n weight gradients (n, *weight shape) of n examples by one grouped weight gradient."""
     n = len(x)
     shape = layer.weight.shape
@@ -101,7 +104,7 @@ def _weight_gradients(layer: Convolution, x: Tensor, padding: list[int], gy: Ten
     return gradient.view(n, *shape)  # type: ignore[no-any-return]
 
 
-def _has_few_channels(layer: Convolution, x: Tensor) -> bool:
+def has_few_channels(layer: Convolution, x: Tensor) -> bool:
     """Return whether patches are the faster way for this layer."""
     return x.dim() == 4 and layer.groups == 1 and x.shape[1] < FEW_CHANNELS
 
@@ -109,18 +112,32 @@ def _has_few_channels(layer: Convolution, x: Tensor) -> bool:
 def _bytes_at_once(layer: Convolution, x: Tensor, gy: Tensor) -> int:
     """Return the bytes that one example takes: its weight gradient, or its patches where these are formed."""
     elements = layer.weight.numel()
-    if _has_few_channels(layer, x):
+    if has_few_channels(layer, x):
         elements = max(elements, layer.weight[0].numel() * gy[0, 0].numel())
     return elements * gy.element_size()
 
 
 def _from_patches(layer: Convolution, x: Tensor, padding: list[int], gy: Tensor) -> Tensor:
     """Return the weight gradients (n, p, d) as products of output gradients (n, p, T) and patches (n, d, T)."""
+    return torch.bmm(gy.flatten(2), patches_of(layer, x, padding, gy).mT)
+
+
+def patches_of(layer: Convolution, x: Tensor, padding: list[int], gy: Tensor) -> Tensor:
+    """Return what each output position sees of the input, (n, d, T).
+
+    Args:
+        layer: The convolution.
+        x: Its input (n, C, H, W).
+        padding: Zeros on each side of height and width.
+        gy: Any tensor of the output's shape.
+
+    Returns:
+        A copy, kernel times the size of the input.
+    """
     n, channels = x.shape[:2]
     padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0])).contiguous()
     kernel, stride, dilation = layer.kernel_size, layer.stride, layer.dilation
     s0, s1, s2, s3 = padded.stride()
     shape = (n, channels, kernel[0], kernel[1], *gy.shape[2:])
     steps = (s0, s1, dilation[0] * s2, dilation[1] * s3, stride[0] * s2, stride[1] * s3)
-    patches = padded.as_strided(shape, steps).reshape(n, channels * kernel[0] * kernel[1], -1)
-    return torch.bmm(gy.flatten(2), patches.mT)
+    return padded.as_strided(shape, steps).reshape(n, channels * kernel[0] * kernel[1], -1)

@@ -1,0 +1,223 @@
+"""Fused rules: the trained gradient within rounding of the ordinary one, the norms those of the loop over examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from adadagrad.core.errors import InvalidMeasurement
+from adadagrad.statistics import PerExample
+from adadagrad.statistics.base import Request
+from adadagrad.statistics.fusing import Fused, fused_call
+from adadagrad.statistics.rules import FUSED
+from adadagrad.statistics.rules.convolution import ConvolutionRule
+from adadagrad.statistics.rules.patch_gram import gram_is_cheaper, gram_square_norms
+from tests.oracles import naive_statistics, relative_error
+from tests.statistics.checking import Composite, floats, losses_of
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Linear(4, 3), (6, 5, 4)),
+    "linear without bias": (lambda: nn.Linear(4, 3, bias=False), (6, 2, 5, 4)),
+    "conv1d": (lambda: nn.Conv1d(8, 4, 3, 2, 1), (6, 8, 9)),
+    "conv2d": (lambda: nn.Conv2d(8, 6, 3, (2, 1), (1, 0), dilation=(1, 2)), (6, 8, 9, 7)),
+    "conv2d, groups": (lambda: nn.Conv2d(8, 6, 3, groups=2, bias=False), (6, 8, 5, 6)),
+    "conv2d, few channels": (lambda: nn.Conv2d(2, 3, (3, 2), (2, 1), (1, 2), dilation=(1, 2)), (6, 2, 9, 7)),
+    "conv3d": (lambda: nn.Conv3d(2, 3, 2, padding=1), (6, 2, 3, 4, 3)),
+    "group norm": (lambda: nn.GroupNorm(2, 4), (6, 4, 3, 3)),
+    "layer norm": (lambda: nn.LayerNorm(4), (6, 5, 4)),
+    "layer norm, two dimensions": (lambda: nn.LayerNorm((3, 4)), (6, 5, 3, 4)),
+}
+
+
+STEPS = 4
+"""The fourth step is the first that does not verify, and so the first that is fused."""
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the layers whose backward was fused."""
+    seen: list[str] = []
+    for rule in {type(rule) for rule in FUSED.values()}:
+        monkeypatch.setattr(rule, "backward", counting(rule.backward, seen))
+    return seen
+
+
+def counting(backward: Callable[..., Any], seen: list[str]) -> Callable[..., Any]:
+    def count(self: object, layer: nn.Module, *args: object, **kwargs: object) -> Any:
+        seen.append(type(layer).__name__)
+        return backward(self, layer, *args, **kwargs)
+
+    return count
+
+
+def train(
+    model: nn.Module, x: Tensor, estimator: PerExample | None = None, oracle: nn.Module | None = None
+) -> list[Tensor]:
+    """Measure some steps on the same batch; return the gradients of the last and check its statistics."""
+    instrument = (estimator or PerExample()).open(model, Request())
+    for _ in range(STEPS):
+        model.zero_grad()
+        x.grad = None
+        with instrument.micro_batch():
+            losses_of(model, (x,)).mean().backward()
+        statistics = instrument.finish()
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    expected = naive_statistics(oracle or model, lambda m: losses_of(m, (x,)))
+    assert relative_error(statistics.variance_trace, expected.variance_trace) < 1e-10
+    assert relative_error(statistics.grad_norm_sq, expected.grad_norm_sq) < 1e-10
+    return gradients
+
+
+def ordinary(model: nn.Module, x: Tensor) -> list[Tensor]:
+    model.zero_grad()
+    losses_of(model, (x,)).mean().backward()
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("wants_x", [False, True])
+def test_gradients_and_norms(name: str, wants_x: bool, calls: list[str]) -> None:
+    layer, shape = LAYERS[name]
+    torch.manual_seed(5)
+    model = nn.Sequential(layer(), nn.ReLU(inplace=True)).double()
+    x = floats(*shape).requires_grad_(wants_x)
+    fused = train(model, x)
+    from_input = x.grad
+    assert calls == [type(model[0]).__name__]
+    x.grad = None
+    for mine, theirs in zip(fused, ordinary(model, x), strict=True):
+        assert float((mine - theirs).norm() / theirs.norm()) < 1e-12
+    if wants_x:
+        assert float((from_input - x.grad).norm() / x.grad.norm()) < 1e-12
+
+
+def test_without_fusing_the_gradient_is_bitwise_the_ordinary_one(calls: list[str]) -> None:
+    layer, shape = LAYERS["conv2d"]
+    model, x = nn.Sequential(layer(), nn.Flatten(), nn.LazyLinear(2)).double(), floats(*shape)
+    model(x)
+    gradients = train(model, x, estimator=PerExample(fuse=False))
+    assert calls == []
+    assert all(torch.equal(a, b) for a, b in zip(gradients, ordinary(model, x), strict=True))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_repeats_the_decision(reentrant: bool, calls: list[str]) -> None:
+    torch.manual_seed(2)
+    a, b = nn.Linear(4, 6), nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 2))
+    model = Composite(lambda m, x: checkpoint(m.b, m.a(x), use_reentrant=reentrant), a=a, b=b).double()
+    oracle, x = nn.Sequential(a, b), floats(6, 3, 4)
+    fused = train(model, x, oracle=oracle)
+    assert sorted(calls) == ["LayerNorm", "Linear", "Linear", "Linear"]
+    for mine, theirs in zip(fused, ordinary(oracle, x), strict=True):
+        assert float((mine - theirs).norm() / theirs.norm()) < 1e-12
+
+
+def test_a_layer_called_twice_is_fused_twice_and_its_examples_add_before_they_are_squared(calls: list[str]) -> None:
+    model = Composite(lambda m, x: m.layer(torch.tanh(m.layer(x))), layer=nn.Linear(4, 4)).double()
+    x = floats(6, 3, 4)
+    fused = train(model, x)
+    assert calls == ["Linear", "Linear"]
+    for mine, theirs in zip(fused, ordinary(model, x), strict=True):
+        assert float((mine - theirs).norm() / theirs.norm()) < 1e-12
+
+
+def test_a_frozen_weight_or_a_parametrization_is_left_to_the_layer(calls: list[str]) -> None:
+    frozen = nn.Linear(4, 3)
+    frozen.weight.requires_grad_(False)
+    train(nn.Sequential(frozen).double(), floats(6, 5, 4))
+    assert calls == []
+
+
+def test_a_failing_rule_leaves_gradient_and_measurement_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(type(FUSED[nn.Linear]), "backward", fail)
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).double(), floats(6, 5, 4)
+    gradients = train(model, x)
+    for mine, theirs in zip(gradients, ordinary(model, x), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_a_second_derivative_is_right_and_the_measurement_invalid() -> None:
+    torch.manual_seed(1)
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).double(), floats(6, 5, 4)
+    instrument = PerExample().open(model, Request())
+
+    def penalty(x: Tensor) -> Tensor:
+        loss = losses_of(model, (x,)).mean()
+        gradients = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+        return loss + sum(g.square().sum() for g in gradients)
+
+    penalty(x).backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    for _ in range(STEPS - 1):
+        model.zero_grad()
+        with instrument.micro_batch():
+            losses_of(model, (x,)).mean().backward()
+        instrument.finish()
+    model.zero_grad()
+    with instrument.micro_batch():
+        penalty(x).backward()
+    with pytest.raises(InvalidMeasurement):
+        instrument.finish()
+    for p, wanted in zip(model.parameters(), expected, strict=True):
+        assert float((p.grad - wanted).norm() / wanted.norm()) < 1e-12
+
+
+def test_a_graph_that_outlives_its_measurement_still_trains() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 3)).double(), floats(6, 5, 4)
+    instrument = PerExample().open(model, Request())
+    for _ in range(STEPS - 1):
+        model.zero_grad()
+        with instrument.micro_batch():
+            losses_of(model, (x,)).mean().backward()
+        instrument.finish()
+    model.zero_grad()
+    with instrument.micro_batch():
+        late = losses_of(model, (x,)).mean()
+        losses_of(model, (x,)).mean().backward()
+    instrument.discard()
+    model.zero_grad()
+    late.backward()
+    kept = [p.grad.clone() for p in model.parameters()]
+    for mine, theirs in zip(kept, ordinary(model, x), strict=True):
+        assert float((mine - theirs).norm() / theirs.norm()) < 1e-12
+
+
+def test_the_output_may_be_changed_in_place() -> None:
+    """A view made inside a custom function may not; the output of a Linear on three dimensions is one."""
+    x = floats(6, 5, 4)
+    leaf = torch.zeros(6, dtype=torch.float64, requires_grad=True)
+    layer = nn.Linear(4, 3).double()
+    call = fused_call(layer, FUSED[nn.Linear], x, leaf)
+    assert call is not None
+    y = Fused.apply(x, leaf, call, lambda x, gy, squares, seconds: squares, layer.weight, layer.bias)
+    y.view(30, 3).relu_()
+    y.sum().backward()
+    assert torch.equal(y, layer(x).relu())
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "cheaper"),
+    [
+        (nn.Conv2d(3, 4, 3, padding=1), (5, 3, 4, 5), False),
+        (nn.Conv2d(3, 4, (3, 2), (2, 1), (1, 0), dilation=(1, 2)), (5, 3, 7, 6), False),
+        (nn.Conv2d(96, 96, 3, padding=1), (3, 96, 4, 4), True),
+        (nn.Conv2d(96, 96, 3, 2, 1), (3, 96, 8, 8), False),
+    ],
+    ids=["padding", "stride and dilation", "small map", "strided"],
+)
+def test_norms_from_position_products(layer: nn.Conv2d, shape: tuple[int, ...], cheaper: bool) -> None:
+    layer, x = layer.double(), floats(*shape)
+    gy = torch.randn_like(layer(x))
+    assert gram_is_cheaper(layer, x) == cheaper
+    gradients = ConvolutionRule().gradients(layer, x, gy, {"weight"})["weight"]
+    torch.testing.assert_close(
+        gram_square_norms(layer, x, gy), gradients.flatten(1).square().sum(1), rtol=1e-12, atol=0
+    )
