@@ -153,12 +153,14 @@ def main() -> None:
     parser.add_argument("--model", choices=sorted(MODELS), default="logistic")
     parser.add_argument("--samples", type=int, default=600_000)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="seeds trained at the same time")
     parser.add_argument("--rows", default="", help="only rows whose name contains this")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
     load_data(f"mnist:{options.data}")  # a wrong folder is named before any process starts
-    print(f"{options.model}, {options.samples:,} samples, seeds 0 to {options.seeds - 1}; {machine()}", flush=True)
+    print(f"{options.model}, {options.samples:,} samples, seeds {seeds[0]} to {seeds[-1]}; {machine()}", flush=True)
     print("| batch size by | steps | mean batch | last batch | CPU seconds | of which measuring | test accuracy |")
     print("|---|---|---|---|---|---|---|", flush=True)
     found = {}
