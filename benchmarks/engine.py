@@ -1,10 +1,11 @@
 """What the engine costs beside a hand-written loop: ratios of medians from interleaved runs in one process.
 
-    python -m benchmarks.engine [--pairs 11]
+    python -m benchmarks.engine [--pairs 20]
 
-The hand-written loop is the tightest one: it indexes tensors by a permutation, without a DataLoader, without a log.
-The engine writes run.jsonl. "control" is the same hand-written loop a second time: how far it is from 1 is how far
-any other ratio may be trusted. Data: 20,000 synthetic 28x28 images of ten noisy prototypes.
+The hand-written loop is the tightest one: it indexes tensors by a permutation, without a DataLoader, and writes no
+log. "control" is the same hand-written loop a second time: how far it is from 1 is how far any other ratio may be
+trusted. "engine" does what the loop does, and like it writes no log (`log_dir=None`); "with log" also writes run.jsonl,
+a line a step, flushed. Data: 20,000 synthetic 28x28 images of ten noisy prototypes.
 
 The script starts itself again with malloc told to keep freed memory (the MALLOC_ variables below). Without it, whether
 a loop's activations are returned to the system and faulted in again at each step depends on the accident of what lies
@@ -22,7 +23,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +44,6 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": "4000000000",
     "MALLOC_TOP_PAD_": "268435456",
 }
-WHOLE_RUN = 40_000
 
 
 def images(n: int = 20_000) -> TensorDataset:
@@ -99,83 +101,105 @@ def by_hand(build: Callable[..., nn.Module], data: TensorDataset, sizes: Sequenc
 
 
 def by_engine(
-    build: Callable[..., nn.Module], data: TensorDataset, policy: AbstractPolicy, samples: int, start: int | None = None
-) -> tuple[float, list[int], float]:
-    """Train with the engine.
+    build: Callable[..., nn.Module], data: TensorDataset, policy: AbstractPolicy, samples: int, *, log: bool
+) -> tuple[float, list[int]]:
+    """Train with the engine, a test starting at 64.
 
     Args:
         build: Makes the model.
         data: The images.
         policy: What chooses the batch size.
         samples: Budget.
-        start: First batch size of a test.
+        log: Whether to write run.jsonl.
 
     Returns:
-        Seconds, the batch sizes, seconds spent measuring.
+        Seconds, and the batch sizes.
     """
     model, optimizer = fresh(build)
     sizes = []
     with tempfile.TemporaryDirectory() as directory:
         started = time.perf_counter()
         engine = ada.AdaptiveBatch(
-            model,
-            optimizer,
-            data,
-            policy,
-            global_batch_size=start,
-            micro_batch_size=MICRO_BATCH,
-            total_samples=samples,
-            log_dir=directory,
-        )
+            model, optimizer, data, policy, global_batch_size=64 if policy.needs else None,
+            micro_batch_size=MICRO_BATCH, total_samples=samples, log_dir=directory if log else None,
+        )  # fmt: skip
         for step in engine:
             step.run(lambda batch: F.cross_entropy(model(batch[0]), batch[1]))
             step.update()
             sizes.append(step.global_batch_size)
         seconds = time.perf_counter() - started
-    return seconds, sizes, engine.measuring.instrument.seconds
+    return seconds, sizes
+
+
+@dataclass(frozen=True)
+class Row:
+    """A comparison: which model, which policy, how many examples, how many runs of each kind, and its bar."""
+
+    name: str
+    build: Callable[..., nn.Module]
+    policy: AbstractPolicy
+    samples: int
+    bar: float
+    share: float = 1.0
+
+
+ROWS = [
+    Row("logistic, constant 64", logistic, ada.ConstantBatch(64), 600 * 64, 1.10),
+    Row("cnn, constant 64", cnn, ada.ConstantBatch(64), 60 * 64, 1.03),
+    Row("cnn, constant 512", cnn, ada.ConstantBatch(512), 12 * 512, 1.03),
+    Row("cnn, norm test eta 0.5, default settings, whole run", cnn, ada.NormTest(eta=0.5), 40_000, 1.10, share=0.5),
+]
+
+
+def compare(row: Row, data: TensorDataset, pairs: int) -> tuple[dict[str, list[float]], list[int]]:
+    """Time all kinds of run in turn, each round in another order.
+
+    Args:
+        row: What to compare.
+        data: The images.
+        pairs: Runs of each kind.
+
+    Returns:
+        Seconds by kind, and the batch sizes.
+    """
+    sizes = by_engine(row.build, data, row.policy, row.samples, log=False)[1]  # warms up as well
+    kinds: dict[str, Callable[[], float]] = {
+        "hand": lambda: by_hand(row.build, data, sizes),
+        "engine": lambda: by_engine(row.build, data, row.policy, row.samples, log=False)[0],
+        "control": lambda: by_hand(row.build, data, sizes),
+        "with log": lambda: by_engine(row.build, data, row.policy, row.samples, log=True)[0],
+    }
+    names = list(kinds)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(pairs):
+        for name in names[number % 4 :] + names[: number % 4]:
+            times[name].append(kinds[name]())
+    return times, sizes
 
 
 def main() -> None:
-    """Run all pairs and print the table."""
+    """Run all comparisons and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=11, help="interleaved runs of each kind")
+    parser.add_argument("--pairs", type=int, default=20, help="runs of each kind; half as many in the last row")
+    parser.add_argument("--rows", default="", help="only rows whose name contains this")
     options = parser.parse_args()
     if not ALLOCATOR.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, "-m", "benchmarks.engine", *sys.argv[1:]], os.environ | ALLOCATOR)
     data = images()
-    rows = []
+    found: dict[str, Any] = {}
     print(f"{options.pairs} interleaved runs of each; {machine()}", flush=True)
-    print("| run | hand-written, ms a step | control | engine | bar |\n|---|---|---|---|---|", flush=True)
-
-    def report(name: str, steps: int, hand: list[float], control: list[float], engine: list[float], bar: float) -> None:
-        ratios = [median(control) / median(hand), 2 * median(engine) / (median(hand) + median(control))]
-        rows.append({"run": name, "hand": hand, "control": control, "engine": engine, "bar": bar})
-        step = 1e3 * median(hand) / steps
-        print(f"| {name} | {step:.3f} | {ratios[0]:.3f} | {ratios[1]:.3f} | <= {bar:.2f} |", flush=True)
-
-    for name, build, size, steps, bar in (
-        ("logistic, constant 64", logistic, 64, 600, 1.10),
-        ("cnn, constant 64", cnn, 64, 60, 1.03),
-        ("cnn, constant 512", cnn, 512, 12, 1.03),
-    ):
-        times: list[list[float]] = [[], [], []]
-        for _ in range(options.pairs):
-            times[0].append(by_hand(build, data, [size] * steps))
-            times[2].append(by_engine(build, data, ada.ConstantBatch(size), size * steps)[0])
-            times[1].append(by_hand(build, data, [size] * steps))
-        report(name, steps, times[0], times[1], times[2], bar)
-
-    times = [[], [], []]
-    sizes: list[int] = []
-    for _ in range(max(3, options.pairs // 2)):
-        seconds, sizes, measuring = by_engine(cnn, data, ada.NormTest(eta=0.5), WHOLE_RUN, start=64)
-        times[2].append(seconds)
-        times[0].append(by_hand(cnn, data, sizes))
-        times[1].append(by_hand(cnn, data, sizes))
-    name = f"cnn, norm test eta 0.5 from 64 to {max(sizes)}, whole run"
-    report(name, len(sizes), times[0], times[1], times[2], 1.10)
-    print(f"\nof which measuring: {measuring / times[2][-1]:.3f} of the engine's time")
-    print("written to", write_json("engine", {"rows": rows}))
+    print("| run | hand-written, ms a step | control | engine | with log | bar for engine |\n|---|---|---|---|---|---|")
+    for row in ROWS:
+        if options.rows not in row.name:
+            continue
+        times, sizes = compare(row, data, max(1, round(options.pairs * row.share)))
+        found[row.name] = {**times, "bar": row.bar, "last batch": sizes[-1]}
+        base = (median(times["hand"]) + median(times["control"])) / 2
+        ratios = [median(times["control"]) / median(times["hand"])]
+        ratios += [median(times[kind]) / base for kind in ("engine", "with log")]
+        columns = " | ".join(f"{ratio:.3f}" for ratio in ratios)
+        print(f"| {row.name} | {1e3 * base / len(sizes):.3f} | {columns} | <= {row.bar:.2f} |", flush=True)
+    print("written to", write_json("engine", {"rows": found}))
 
 
 if __name__ == "__main__":

@@ -3,14 +3,14 @@
     python -m benchmarks.statistics [--rounds 20] [--models cnn gpt] [--threads 2]
 
 A plain step is forward, backward and update (Adagrad) = 1.00. "control" is the same plain step a second time: how far
-it is from 1 is how far any other ratio may be trusted; a model whose control leaves 0.97 to 1.03 is measured again,
-at most twice. "all examples" forms the squared norm of every example's gradient and s = |g|^2 inside the step;
+it is from 1 is how far any other ratio may be trusted; a model whose control leaves 0.97 to 1.03 is measured again, at
+most twice. "all examples" forms the squared norm of every example's gradient and s = |g|^2 inside the step;
 "quarter" measures a quarter of the batch as the step's first micro-batch; "inner products" and "coordinates" measure
 all examples and form <g_i, g>, or the largest V_j / g_j^2, as well. "default" is a run of `AdaptiveBatch` at this batch
-size with `Measure()`, beside the same run without. "added" is what measuring all examples adds.
-
-The error is the largest relative one of |g_i|^2, in the model's float32, against a loop over examples in float64. Data
-are random: what a step costs does not depend on them.
+size with `Measure()`, beside the same engine without measuring: 40 steps, the first of which are measured on credit.
+"added" is what measuring all examples adds to a step. "error" is the relative error of V, measured in the model's
+float32 on 16 examples, against a loop over these examples in float64. Data are random: what a step costs does not
+depend on them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
@@ -37,6 +37,7 @@ from benchmarks.models import MODELS, Workload
 
 CONTROL = (0.97, 1.03)
 TRIES = 3
+RUN = 40
 REQUESTS = {
     "all examples": Request(),
     "quarter": Request(),
@@ -103,12 +104,12 @@ def interleaved(runs: dict[str, Run], rounds: int, steps: int) -> dict[str, list
     return times
 
 
-def whole_run(work: Workload, data: TensorDataset, steps: int, measure: ada.Measure | None) -> float:
+def engine_run(work: Workload, data: TensorDataset, measure: ada.Measure | None) -> float:
     """Return the seconds of an engine's run at a constant batch size, measuring or not."""
     model, optimizer = work.fresh()
     engine = ada.AdaptiveBatch(
         model, optimizer, data, ada.ConstantBatch(work.batch),
-        micro_batch_size=work.batch, total_samples=steps * work.batch, measure=measure,
+        micro_batch_size=work.batch, total_samples=RUN * work.batch, measure=measure,
     )  # fmt: skip
     started = time.perf_counter()
     for step in engine:
@@ -117,27 +118,43 @@ def whole_run(work: Workload, data: TensorDataset, steps: int, measure: ada.Meas
     return time.perf_counter() - started
 
 
-def largest_error(work: Workload, x: Tensor, y: Tensor) -> float:
-    """Return the largest relative error of |g_i|^2 over at most 16 examples."""
-    x, y = x[:16], y[:16]
+def default_ratio(work: Workload, rounds: int) -> float:
+    """Return the time of engine runs with default settings, as a ratio to runs that do not measure."""
+    data = TensorDataset(*work.data(2 * work.batch))
+    plain, measuring = [], []
+    for _ in range(rounds):
+        plain.append(engine_run(work, data, None))
+        measuring.append(engine_run(work, data, ada.Measure()))
+    return median(measuring) / median(plain)
+
+
+def error_of_variance(work: Workload) -> float:
+    """Return the relative error of V on 16 examples against a loop over them in float64."""
+    x, y = work.data(16)
     model, _ = work.fresh()
-    instrument = ada.PerExample().open(model, Request())
-    errors = []
     exact = work.fresh()[0].double()
     wide = x if work.tokens else x.double()
-    for _ in range(2):  # the second step delivers through the taps what the first verified
+    instrument = ada.PerExample().open(model, Request())
+    for _ in range(4):  # the fourth step is the first that does not verify, and so takes the fast path
+        model.zero_grad()
         with instrument.micro_batch():
             F.cross_entropy(model(x), y).backward()
-        instrument.finish()
-        model.zero_grad()
-    with instrument.micro_batch():
-        F.cross_entropy(model(x), y).backward()
-    squares = instrument._step.sums.squares[0][1]
+        statistics = instrument.finish()
+    rows = []
     for i in range(len(x)):
-        gradients = torch.autograd.grad(F.cross_entropy(exact(wide[i : i + 1]), y[i : i + 1]), list(exact.parameters()))
-        true = sum(float(g.square().sum()) for g in gradients)
-        errors.append(abs(float(squares[i]) / true - 1))
-    return max(errors)
+        loss = F.cross_entropy(exact(wide[i : i + 1]), y[i : i + 1])
+        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(exact.parameters()))]))
+    return abs(statistics.variance_trace / ada.statistics_from_units(torch.stack(rows)).variance_trace - 1)
+
+
+def make_runs(work: Workload, columns: Sequence[str]) -> dict[str, Run]:
+    """Return everything that is timed for a model, each on a model of its own."""
+    x, y = work.data(work.batch)
+    runs = {"plain": plain(work, x, y), "control": plain(work, x, y)}
+    for column in columns:
+        part = work.batch // 4 if column == "quarter" else work.batch
+        runs[column] = measured(work, x, y, REQUESTS[column], part)
+    return runs
 
 
 def main() -> None:
@@ -154,29 +171,23 @@ def main() -> None:
         )
     torch.set_num_threads(options.threads)
     print(f"{options.rounds} interleaved rounds; {machine()}", flush=True)
-    columns = ["plain, ms", "control", *options.columns, "added, ms"]
+    columns = ["plain, ms", "control", *options.columns, "default", "added, ms", "error"]
     print(f"| model | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}", flush=True)
     rows: dict[str, Any] = {}
     for name in options.models:
         work = MODELS[name]
-        x, y = work.data(work.batch)
         for _ in range(TRIES):
-            runs = {"plain": plain(work, x, y), "control": plain(work, x, y)}
-            for column in options.columns:
-                part = work.batch // 4 if column == "quarter" else work.batch
-                runs[column] = measured(work, x, y, REQUESTS[column], part)
-            times = interleaved(runs, options.rounds, work.steps)
+            times = interleaved(make_runs(work, options.columns), options.rounds, work.steps)
             control = median(times["control"]) / median(times["plain"])
             if CONTROL[0] <= control <= CONTROL[1]:
                 break
         base = (median(times["plain"]) + median(times["control"])) / 2
-        ratios = [f"{median(times[column]) / base:.3f}" for column in options.columns]
+        ratios = [median(times[column]) / base for column in options.columns]
+        ratios.append(default_ratio(work, max(3, options.rounds // 4)))
         added = 1e3 * (median(times[options.columns[0]]) - base)
-        print(
-            f"| {name} b={work.batch} | {1e3 * base:.3f} | {control:.3f} | {' | '.join(ratios)} | {added:.3f} |",
-            flush=True,
-        )
-        rows[name] = times
+        cells = [f"{1e3 * base:.3f}", f"{control:.3f}", *(f"{ratio:.3f}" for ratio in ratios), f"{added:.3f}"]
+        print(f"| {name} b={work.batch} | {' | '.join(cells)} | {error_of_variance(work):.0e} |", flush=True)
+        rows[name] = {**times, "default": ratios[-1]}
     print("written to", write_json("statistics", {"rows": rows}))
 
 
