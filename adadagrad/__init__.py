@@ -1,25 +1,34 @@
-"""adadagrad: training with batch sizes that the gradient itself chooses."""
+"""adadagrad: training with batch sizes that the gradient itself chooses.
+
+A name is imported when it is first used, so that what needs no torch (policies, records, the report, the command's
+help) does not wait for it.
+"""
 
 from __future__ import annotations
 
-from adadagrad.core.records import BatchPlan, Decision, GradientStatistics, Observation
-from adadagrad.core.reduction import CoordinateReduction
-from adadagrad.core.settings import Bounds, Measure
-from adadagrad.engine import AdaptiveBatch
-from adadagrad.optimizers.adagrad_norm import AdaGradNorm
-from adadagrad.policies import (
-    AugmentedInnerProductTest,
-    ConstantBatch,
-    CoordinateNormTest,
-    GeometricBatch,
-    InnerProductTest,
-    LinearBatch,
-    NormTest,
-    StagedBatch,
-)
-from adadagrad.rates import ConstantSchedule, CosineSchedule, LinearSchedule, StepSchedule
-from adadagrad.statistics import GradientMeter, MicroBatch, PerExample, statistics_from_units
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from adadagrad.version import __version__
+
+if TYPE_CHECKING:
+    from adadagrad.core.records import BatchPlan, Decision, GradientStatistics, Observation
+    from adadagrad.core.reduction import CoordinateReduction
+    from adadagrad.core.settings import Bounds, Measure
+    from adadagrad.engine import AdaptiveBatch
+    from adadagrad.optimizers.adagrad_norm import AdaGradNorm
+    from adadagrad.policies import (
+        AugmentedInnerProductTest,
+        ConstantBatch,
+        CoordinateNormTest,
+        GeometricBatch,
+        InnerProductTest,
+        LinearBatch,
+        NormTest,
+        StagedBatch,
+    )
+    from adadagrad.rates import ConstantSchedule, CosineSchedule, LinearSchedule, StepSchedule
+    from adadagrad.statistics import GradientMeter, MicroBatch, PerExample, statistics_from_units
 
 __all__ = [
     "AdaGradNorm",
@@ -49,3 +58,44 @@ __all__ = [
     "__version__",
     "statistics_from_units",
 ]
+
+_HOMES = {
+    "core.records": ("BatchPlan", "Decision", "GradientStatistics", "Observation"),
+    "core.reduction": ("CoordinateReduction",),
+    "core.settings": ("Bounds", "Measure"),
+    "engine": ("AdaptiveBatch",),
+    "optimizers.adagrad_norm": ("AdaGradNorm",),
+    "policies": (
+        "AugmentedInnerProductTest",
+        "ConstantBatch",
+        "CoordinateNormTest",
+        "GeometricBatch",
+        "InnerProductTest",
+        "LinearBatch",
+        "NormTest",
+        "StagedBatch",
+    ),
+    "rates": ("ConstantSchedule", "CosineSchedule", "LinearSchedule", "StepSchedule"),
+    "statistics": ("GradientMeter", "MicroBatch", "PerExample", "statistics_from_units"),
+}
+"""The same once more for the interpreter, which does not execute the imports above: names by their module."""
+
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+
+if not TYPE_CHECKING:  # where a checker sees this function, it takes every misspelt name for a known one
+
+    def __getattr__(name: str) -> object:
+        """Import a public name, or a package of this library, at its first use."""
+        if name in _HOME:
+            value = getattr(import_module(f"adadagrad.{_HOME[name]}"), name)
+            globals()[name] = value
+            return value
+        if name in {home.partition(".")[0] for home in _HOMES}:
+            return import_module(f"adadagrad.{name}")
+        raise AttributeError(f"module 'adadagrad' has no attribute {name!r}", name=name, obj=import_module(__name__))
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return sorted({*globals(), *__all__})
