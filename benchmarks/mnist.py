@@ -1,6 +1,7 @@
 """The paper's two MNIST experiments: does a batch that the gradient chooses help AdaGrad, and what does it cost?
 
-    python -m benchmarks.mnist --data DIR [--model logistic|cnn] [--samples 600000] [--seeds 3] [--jobs 2] [--rows norm]
+    python -m benchmarks.mnist --data DIR [--model logistic|cnn] [--samples 600000] [--seeds 3] [--first-seed 0]
+                               [--jobs 2] [--rows norm]
 
 Settings of timlautk/AdAdaGrad (verified there): AdaGrad with lr 8e-3 constant, logistic regression from b=2, CNN
 from b=8, cap 60,000, pixels / 255. The published runs use 6,000,000 samples and, for the CNN, four ranks; here one
@@ -17,7 +18,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from statistics import mean, stdev
@@ -132,6 +134,21 @@ def accuracy(model: torch.nn.Module, data: Any) -> float:
     return right / len(labels)
 
 
+def over_seeds(pool: Executor, arguments: tuple[str, str, Row, int], seeds: Sequence[int]) -> dict[str, list[float]]:
+    """Train one row once for each seed.
+
+    Args:
+        pool: Where to train.
+        arguments: Of `train`, but for the seed.
+        seeds: At least one.
+
+    Returns:
+        The row's numbers, each as a list in the order of the seeds.
+    """
+    runs = [job.result() for job in [pool.submit(train, *arguments, seed) for seed in seeds]]
+    return {key: [run[key] for run in runs] for key in runs[0]}
+
+
 def spread(values: list[float], digits: int) -> str:
     """Return mean and standard deviation over seeds as text.
 
@@ -140,14 +157,18 @@ def spread(values: list[float], digits: int) -> str:
         digits: Decimals.
 
     Returns:
-        For example ``"0.918 ± 0.001"``.
+        For example ``"0.918 ± 0.001"``; the mean alone where there is one seed.
     """
     text = f"{mean(values):,.{digits}f}"
     return text if len(values) < 2 else f"{text} ± {stdev(values):,.{digits}f}"
 
 
-def main() -> None:
-    """Run the rows asked for and print the table."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the rows asked for and print the table.
+
+    Args:
+        arguments: The command line; None takes that of the process.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="folder with the four MNIST IDX files")
     parser.add_argument("--model", choices=sorted(MODELS), default="logistic")
@@ -156,7 +177,9 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="seeds trained at the same time")
     parser.add_argument("--rows", default="", help="only rows whose name contains this")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    if options.seeds < 1:
+        parser.error(f"--seeds must be >= 1, got {options.seeds}")
     torch.set_num_threads(1)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     load_data(f"mnist:{options.data}")  # a wrong folder is named before any process starts
@@ -168,11 +191,7 @@ def main() -> None:
         for row in ROWS:
             if options.rows not in row.name:
                 continue
-            jobs = [
-                pool.submit(train, options.data, options.model, row, options.samples, s) for s in range(options.seeds)
-            ]
-            runs = [job.result() for job in jobs]
-            column = {key: [run[key] for run in runs] for key in runs[0]}
+            column = over_seeds(pool, (options.data, options.model, row, options.samples), seeds)
             found[row.name] = column
             print(
                 f"| {row.name} | {spread(column['steps'], 0)} | {spread(column['mean_batch'], 0)} "
@@ -180,7 +199,7 @@ def main() -> None:
                 f"| {spread(column['measuring'], 1)} | {spread(column['accuracy'], 4)} |",
                 flush=True,
             )
-    print("written to", write_json(f"mnist-{options.model}-{options.samples}", {"rows": found}))
+    print("written to", write_json(f"mnist-{options.model}-{options.samples}", {"seeds": list(seeds), "rows": found}))
 
 
 if __name__ == "__main__":
