@@ -30,9 +30,9 @@ class AdaGradNorm(torch.optim.Optimizer):
 
     The accumulator is a float64 scalar tensor on the device of the group's first parameter. It lives in the group,
     not in ``state``: it belongs to no single parameter, and entries of ``state`` are cast to the parameter's dtype
-    when loaded. ``load_state_dict`` replaces all entries of the groups
-    by the saved ones, as torch does, accumulators included, bit for bit. As with every torch optimizer,
-    ``state_dict()`` refers to the live tensors: copy it to keep it over further steps.
+    when loaded. ``load_state_dict`` replaces all entries of the groups by the saved ones, as torch does, accumulators
+    included, bit for bit. As with every torch optimizer, ``state_dict()`` refers to the live tensors: copy it to keep
+    it over further steps.
 
     Args:
         params: Parameters, named parameters or groups; a group may set its own options, and has its own v.
@@ -48,8 +48,8 @@ class AdaGradNorm(torch.optim.Optimizer):
 
     Source: Ward, Wu, Bottou (2019), "AdaGrad stepsizes", arXiv 1806.01811, algorithm 1 (the update is verified in
         a public encyclopedia page; the place of the initial value is from memory, unverified (medium)); used as
-        AdAdaGrad-Norm by Lau, Li, Xu, Liu, Kolar (2024), arXiv 2402.11215. The default of
-        `initial_accumulator` is that of timlautk/AdAdaGrad (verified).
+        AdAdaGrad-Norm by Lau, Liu, Kolar (2024), "AdAdaGrad", arXiv 2402.11215 (its letters are from memory,
+        unverified (medium)). The default of `initial_accumulator` is that of timlautk/AdAdaGrad (verified).
     Differs from the paper: no; decoupled weight decay is added. The released code of AdAdaGrad keeps one value for
         each row or channel, mixes other parameters' norms into those of biases and has no decay at zero gradient.
 
