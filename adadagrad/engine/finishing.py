@@ -114,10 +114,15 @@ def _skip(engine: AdaptiveBatch, step: Step, loss: float) -> Decision:
     _close_step(engine, step, "skip", step_record(decision, samples_drawn=engine.samples_drawn, threshold=None))
     what = f"loss {loss:g} and gradient of step {engine.steps} are not both finite"
     if engine.on_nonfinite == "stop":
-        raise NonFiniteGradient(f'{what}: lower the learning rate, or pass on_nonfinite="skip" to leave such steps out')
+        raise NonFiniteGradient(
+            f"{what}: look for NaN or infinite numbers in the data, lower the learning rate, "
+            'or pass on_nonfinite="skip" to leave such steps out'
+        )
     if engine._skipped_in_a_row >= MAX_SKIPPED:
         before = f"as in the {MAX_SKIPPED - 1} before"
-        raise NonFiniteGradient(f"{what}, {before}: start again with a lower learning rate")
+        raise NonFiniteGradient(
+            f"{what}, {before}: look for NaN or infinite numbers in the data, or start again with a lower learning rate"
+        )
     return decision
 
 
