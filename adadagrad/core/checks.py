@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import SupportsFloat
 
 from adadagrad.core.errors import InvalidArgument, UnknownName
 
@@ -25,7 +26,7 @@ def check_positive(**values: float) -> None:
     """
     for name, value in values.items():
         if not _is_number(value) or not (math.isfinite(value) and value > 0):
-            raise InvalidArgument(f"{name} must be > 0, got {value!r}")
+            raise InvalidArgument(f"{name} must be > 0, got {value!r}{_remedy(value, 'float')}")
 
 
 def check_at_least(minimum: float, **values: float) -> None:
@@ -40,7 +41,7 @@ def check_at_least(minimum: float, **values: float) -> None:
     """
     for name, value in values.items():
         if not _is_number(value) or not (math.isfinite(value) and value >= minimum):
-            raise InvalidArgument(f"{name} must be >= {minimum:g}, got {value!r}")
+            raise InvalidArgument(f"{name} must be >= {minimum:g}, got {value!r}{_remedy(value, 'float')}")
 
 
 def check_fraction(**values: float) -> None:
@@ -54,7 +55,7 @@ def check_fraction(**values: float) -> None:
     """
     for name, value in values.items():
         if not _is_number(value) or not 0 <= value <= 1:
-            raise InvalidArgument(f"{name} must be between 0 and 1, got {value!r}")
+            raise InvalidArgument(f"{name} must be between 0 and 1, got {value!r}{_remedy(value, 'float')}")
 
 
 def check_integer(minimum: int, **values: int) -> None:
@@ -69,7 +70,7 @@ def check_integer(minimum: int, **values: int) -> None:
     """
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int):
-            raise InvalidArgument(f"{name} must be an integer, got {value!r}")
+            raise InvalidArgument(f"{name} must be an integer, got {value!r}{_remedy(value, 'int')}")
         if value < minimum:
             raise InvalidArgument(f"{name} must be >= {minimum}, got {value}")
 
@@ -87,6 +88,13 @@ def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
     """
     if value not in choices:
         raise UnknownName(what, str(value), choices)
+
+
+def _remedy(value: object, kind: str) -> str:
+    """What to write for a number that is not Python's own, such as NumPy's or a tensor: records hold plain numbers."""
+    foreign = isinstance(value, SupportsFloat) and not isinstance(value, int | float)
+    whole = kind == "int" and isinstance(value, float) and value.is_integer()
+    return f": write {kind}(...) around it" if foreign or whole else ""
 
 
 def _is_number(value: object) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from adadagrad.core.checks import check_at_least, check_choice, check_fraction, check_integer, check_positive
+from adadagrad.core.checks import check_choice, check_fraction, check_integer, check_positive
 from adadagrad.core.errors import InvalidArgument
 
 
@@ -77,5 +77,4 @@ class Measure:
         check_positive(max_overhead=self.max_overhead)
         check_fraction(max_overhead=self.max_overhead)
         if self.max_examples is not None:
-            check_at_least(2, max_examples=self.max_examples)
             check_integer(2, max_examples=self.max_examples)

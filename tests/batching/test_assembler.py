@@ -231,7 +231,7 @@ def test_padded_chunks_of_different_lengths_cannot_be_joined():
     [
         ([4, 0], "sizes must be >= 1, got 0"),
         ([-1], "sizes must be >= 1, got -1"),
-        ([2.0], "sizes must be an integer, got 2.0"),
+        ([2.0], r"sizes must be an integer, got 2.0: write int\(...\) around it"),
         ([], "sizes must name at least one micro-batch, got none"),
     ],
 )

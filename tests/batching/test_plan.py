@@ -57,7 +57,7 @@ def test_a_plan_holds_its_batch_and_no_forward_more(size, micro, ranks):
         (lambda: split_batch(4, 0), "micro_batch_size must be >= 1, got 0"),
         (lambda: split_batch(4, 2, measured=0), "measured must be >= 1, got 0"),
         (lambda: split_batch(4, 2, measured=5), "measured must be <= size, got 5 of 4 examples"),
-        (lambda: split_batch(4.0, 2), "size must be an integer, got 4.0"),
+        (lambda: split_batch(4.0, 2), r"size must be an integer, got 4.0: write int\(...\) around it"),
         (lambda: split_units(0, 2, 1), "size must be >= 1, got 0"),
         (lambda: split_units(4, 0, 1), "micro_batch_size must be >= 1, got 0"),
         (lambda: split_units(4, 2, 0), "units must be >= 1, got 0"),

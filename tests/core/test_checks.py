@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
+import torch
 
 from adadagrad.core import errors
 from adadagrad.core.checks import check_at_least, check_choice, check_fraction, check_integer, check_positive
@@ -39,6 +41,32 @@ def test_integer(bad):
         check_integer(1, n=bad)
     with pytest.raises(InvalidArgument, match=r"^n must be >= 1, got 0$"):
         check_integer(1, n=0)
+
+
+class Foreign:
+    """A number as NumPy and torch have them, which JSON and records do not take."""
+
+    def __float__(self):
+        return 4.0
+
+    def __repr__(self):
+        return "Foreign(4)"
+
+
+@pytest.mark.parametrize("bad", [Foreign(), torch.tensor(4)])
+def test_a_number_of_another_library_is_refused_with_what_to_write(bad):
+    for check in (check_positive, functools.partial(check_at_least, 1), check_fraction):
+        with pytest.raises(InvalidArgument, match=r"^n must be .*, got .*\(4\): write float\(\.\.\.\) around it$"):
+            check(n=bad)
+    with pytest.raises(InvalidArgument, match=r"^n must be an integer, got .*\(4\): write int\(\.\.\.\) around it$"):
+        check_integer(1, n=bad)
+
+
+def test_a_whole_float_is_refused_with_what_to_write():
+    with pytest.raises(InvalidArgument, match=r"^n must be an integer, got 64.0: write int\(\.\.\.\) around it$"):
+        check_integer(1, n=64.0)
+    with pytest.raises(InvalidArgument, match=r"^n must be an integer, got 64.5$"):
+        check_integer(1, n=64.5)
 
 
 def test_choice_suggests_the_nearest():
