@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from adadagrad.cli.directory import REPORT_NAME
-from adadagrad.core.errors import InvalidArgument
+from adadagrad.core.errors import CorruptLog, InvalidArgument
 from adadagrad.report.page import write_report
 from adadagrad.report.reader import read_runs
 from adadagrad.report.table import comparison_table, table_text
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
         arguments: What follows ``report``.
 
     Returns:
-        The exit status, 0.
+        The exit status: 0, or 2 where a broken log was left out.
 
     Raises:
         InvalidArgument: The page cannot be written where the user wants it.
@@ -39,7 +40,10 @@ def main(arguments: Sequence[str]) -> int:
         "-o", "--out", type=Path, metavar="FILE", help=f"the page (default: {REPORT_NAME} in the first RUN_DIR)"
     )
     options = parser.parse_args(arguments)
-    runs = read_runs(options.runs)
+    left_out: list[CorruptLog] = []
+    runs = read_runs(options.runs, left_out)
+    for error in left_out:
+        print(f"adadagrad: left out, {error}", file=sys.stderr)
     print(table_text(comparison_table(runs)))
     first = options.runs[0]
     out = options.out or (first if first.is_dir() else first.parent) / REPORT_NAME
@@ -47,4 +51,4 @@ def main(arguments: Sequence[str]) -> int:
         print(f"report: {write_report(runs, out)}")
     except OSError as error:
         raise InvalidArgument(f"--out {out} cannot be written: {error.strerror or error}") from error
-    return 0
+    return 2 if left_out else 0

@@ -44,26 +44,38 @@ def find_logs(path: str | Path) -> list[Path]:
     return inside
 
 
-def read_runs(paths: Sequence[str | Path]) -> list[Run]:
+def read_runs(paths: Sequence[str | Path], left_out: list[CorruptLog] | None = None) -> list[Run]:
     """Read every run at several paths and make their names tell them apart.
 
     Args:
         paths: Each as for `find_logs`.
+        left_out: A list that takes what is wrong with each log that cannot be read, so that it does not keep the other
+            runs from being reported; None raises the first such error, as does a lack of any readable log.
 
     Returns:
         At least one run, each log once; those that share a directory name are called by their parent's name as well.
 
     Raises:
         InvalidData: There is no path, or no log at one of them.
+        CorruptLog: A log is broken and `left_out` is None, or all of them are.
     """
     if not paths:
         raise InvalidData("no run given: name at least one run directory")
     logs = list({log.resolve(): log for path in paths for log in find_logs(path)}.values())
-    runs = [read_run(log) for log in logs]
-    shared = {name for name, count in Counter(run.name for run in runs).items() if count > 1}
+    runs, broken = {}, []
+    for log in logs:
+        try:
+            runs[log] = read_run(log)
+        except CorruptLog as error:
+            broken.append(error)
+    if broken and (left_out is None or not runs):
+        raise broken[0]
+    if left_out is not None:
+        left_out.extend(broken)
+    shared = {name for name, count in Counter(run.name for run in runs.values()).items() if count > 1}
     return [
         replace(run, name=f"{log.resolve().parent.parent.name}/{run.name}") if run.name in shared else run
-        for log, run in zip(logs, runs, strict=True)
+        for log, run in runs.items()
     ]
 
 

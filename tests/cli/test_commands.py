@@ -17,6 +17,7 @@ from adadagrad.cli.progress import PlainProgress
 from adadagrad.core.records import Decision
 from adadagrad.report.reader import read_run
 from tests.cli.mnist_folder import write_mnist
+from tests.report.logs import small_run, write
 
 for package in ("tyro", "sklearn", "matplotlib", "jinja2"):
     pytest.importorskip(package)
@@ -142,6 +143,18 @@ def test_report_of_runs_that_are_there(capsys: pytest.CaptureFixture[str]) -> No
     assert Path("b/report.html").is_file()
     assert main(["report", "a", "-o", "a"]) == 2
     assert "--out a cannot be written: Is a directory" in capsys.readouterr().err
+
+
+def test_report_leaves_a_broken_log_out_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    write(Path("runs/good"), small_run())
+    write(Path("runs/empty"), [])
+    assert main(["report", "runs"]) == 2
+    output = capsys.readouterr()
+    assert "adadagrad: left out, runs/empty/run.jsonl, line 1: no start record" in output.err
+    assert "good" in output.out
+    assert Path("runs/report.html").is_file()
+    assert main(["report", "runs/empty"]) == 2
+    assert capsys.readouterr().out == ""
 
 
 def test_without_the_report_extra_the_run_is_whole(

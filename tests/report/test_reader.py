@@ -132,3 +132,17 @@ def test_a_start_line_that_is_broken_is_reported_when_read(tmp_path: Path) -> No
     assert find_logs(tmp_path) == [path]
     with pytest.raises(CorruptLog, match="line 1"):
         read_runs([tmp_path])
+
+
+def test_a_broken_log_among_others_is_left_out_where_asked(tmp_path: Path) -> None:
+    for name, time in (("a", 1.0), ("b", 2.0), ("c", 3.0)):
+        write(tmp_path / name, [start(time=time)])
+    (tmp_path / "b" / "run.jsonl").write_text(json.dumps(start(time=2.0)) + "\nbroken\n{}\n")
+    with pytest.raises(CorruptLog, match="line 2"):
+        read_runs([tmp_path])
+    left_out: list[CorruptLog] = []
+    assert [run.name for run in read_runs([tmp_path], left_out)] == ["a", "c"]
+    assert len(left_out) == 1
+    assert f"{tmp_path / 'b' / 'run.jsonl'}, line 2" in str(left_out[0])
+    with pytest.raises(CorruptLog, match="line 2"):
+        read_runs([tmp_path / "b"], [])
