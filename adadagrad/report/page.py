@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -75,12 +76,22 @@ def _facts(runs: Sequence[Run]) -> str:
         "total_samples": "a budget of {:,} samples",
         "seed": "seed {}",
     }
-    facts = []
+    problems = {_problem(run) for run in runs}
+    facts = [*problems] if len(problems) == 1 and "" not in problems else []
     for key, text in words.items():
         values = [run.start.get(key) for run in runs]
         if all(isinstance(value, int | str) and value == values[0] for value in values):
             facts.append(text.format(values[0]))
     return ", ".join(facts)
+
+
+def _problem(run: Run) -> str:
+    """Model and data as the configuration beside the log names them; nothing where there is none, as in own scripts."""
+    try:
+        problem = tomllib.loads(run.config or "").get("problem", {})
+        return f"{problem['model']} on {problem['data']}"
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError):
+        return ""
 
 
 def _settings(run: Run) -> list[tuple[str, str]]:

@@ -87,7 +87,7 @@ def comparison_table(runs: Sequence[Run]) -> Table:
         "last batch",
         "samples",
         "seconds",
-        "measuring s",
+        "of which measuring",
         f"best {title}",
         f"last {title}",
     ]

@@ -82,6 +82,25 @@ def test_page_says_what_the_runs_share_and_nothing_else(tmp_path: Path, runs: li
     assert "Same in" not in report_html(read_runs([tmp_path / "bare"]))
 
 
+def test_page_names_model_and_data_where_all_configurations_agree(tmp_path: Path) -> None:
+    paths = [write(tmp_path / name, small_run()) for name in "ab"]
+    config = '[problem]\ndata = "digits"\nmodel = "{}"\n'
+    for path in paths:
+        path.with_name("config.toml").write_text(config.format("mlp"))
+    assert "Same in all runs: mlp on digits, 100 training examples" in report_html(read_runs(paths))
+    for other in (config.format("cnn"), "[problem]\n", "problem = 3\n", "not toml", ""):
+        paths[1].with_name("config.toml").write_text(other)
+        assert "Same in all runs: 100 training examples" in report_html(read_runs(paths))
+
+
+@pytest.mark.parametrize(("runs_measured", "lone"), [(True, True), (False, False)])
+def test_a_last_figure_without_a_neighbour_has_the_row_to_itself(
+    tmp_path: Path, runs_measured: bool, lone: bool
+) -> None:
+    write(tmp_path / "run", long_run(16, total=5_000, eta=0.5 if runs_measured else None))
+    assert ('class="figures lone"' in report_html(read_runs([tmp_path / "run"]))) == lone
+
+
 def test_figures_say_what_is_on_their_axes(runs: list[Run]) -> None:
     labels = {}
     for plot in plots(runs):

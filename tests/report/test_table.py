@@ -41,9 +41,9 @@ def test_text_and_notes(tmp_path: Path) -> None:
     ]
     lines = table_text(table).splitlines()
     assert [line.split() for line in lines[:3]] == [
-        ["best", "last"],
-        ["mean", "last", "measuring", "validation", "validation"],
-        ["run", "steps", "batch", "batch", "samples", "seconds", "s", "accuracy", "accuracy"],
+        ["of", "best", "last"],
+        ["mean", "last", "which", "validation", "validation"],
+        ["run", "steps", "batch", "batch", "samples", "seconds", "measuring", "accuracy", "accuracy"],
     ]
     assert len(lines) == 8
     assert lines[4].startswith("whole  ")
