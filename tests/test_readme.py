@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 from adadagrad.cli.flags import option_names
@@ -35,3 +36,12 @@ def test_the_commands_it_names_exist() -> None:
         assert f"\n{target}:" in makefile
     for link in re.findall(r"\]\(([^)#]+)\)", text):
         assert link.startswith("http") or (README.parent / link).exists(), link
+
+
+def test_the_source_distribution_holds_what_the_readme_and_its_tests_need() -> None:
+    project = tomllib.loads((README.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    included = project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    links = re.findall(r"\]\(([^)#]+)\)", README.read_text(encoding="utf-8"))
+    needed = {"Makefile", "constraints.txt", *(link.split("/")[0] for link in links if not link.startswith("http"))}
+    assert needed <= {path.strip("/") for path in included}
+    assert all((README.parent / path.strip("/")).exists() for path in included)
