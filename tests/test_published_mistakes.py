@@ -1,8 +1,22 @@
-"""Each error of the published code that `gradient-tests.md` section 9 lists: how large it is, and that ours is not it.
+"""Each mistake of the published code, timlautk/AdAdaGrad at cc126fb: how large it is, and that it is not made here.
 
-Numbers 1 to 7, 10 and 14 to 16. Elsewhere: the control flow (8, 9, 11, 12, 13) in `tests/engine`; AdaGrad-Norm (5) in
-`tests/optimizers/test_adagrad_norm.py`; the inner product test as a policy (1), the literal coordinate maximum (6) and
-the growth by 1/eta^2 from noise alone (section 6) in `tests/policies/test_on_gradients.py`.
+ 1 inner product variance one layer at a time      here, and as a policy in policies/test_on_gradients.py
+ 2 orthogonality one layer at a time               here
+ 3 square of a sum instead of sum of squares       here
+ 4 two counts of freedom in one variance           here
+ 5 AdaGrad-Norm that is not scalar                 optimizers/test_adagrad_norm.py
+ 6 no coordinate-wise test, Euclidean norm         here; the literal maximum in policies/test_on_gradients.py
+   no finite-population factor                     policies/test_policies.py
+ 7 per-example gradients through BatchNorm         here
+ 8 batches that shrink at the end of an epoch      engine/test_paper.py
+ 9 nominal sizes instead of those trained on       engine/test_paper.py
+10 a memory cap that does not cap                  here
+11 sizes rounded up at every level                 engine/test_paper.py
+12 accuracy that depends on a batch size           cli/test_evaluation.py
+13 an epoch begun anew at each change              engine/test_paper.py
+14 statistics in reduced precision                 here
+15 an extra forward and backward                   here
+16 one dropout mask for all examples               here
 """
 
 from __future__ import annotations
@@ -27,7 +41,7 @@ B = 128
 
 
 def network() -> nn.Module:
-    """The 20-32-32-5 network with tanh of section 3.3, at initialisation."""
+    """A network 20-32-32-5 with tanh, at initialisation."""
     torch.manual_seed(1)
     return nn.Sequential(nn.Linear(20, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 5)).double()
 
@@ -87,7 +101,7 @@ def test_1_the_inner_product_variance_is_of_the_whole_product(steps: int, share:
 
 @pytest.mark.parametrize(("steps", "share"), [(0, 0.960), (50, 0.964), (500, 0.996)])
 def test_2_one_direction_is_removed_and_not_one_for_each_layer(steps: int, share: float) -> None:
-    """Removing L directions leaves too little: 0.95 to 0.99 in the spec, and never more than all."""
+    """Removing L directions leaves too little: 0.95 to 0.99 of it, and never more than all."""
     rows, sizes = loop(steps)
     layerwise = 0.0
     for part, g in zip(rows.split(sizes, 1), rows.mean(0).split(sizes), strict=True):
@@ -172,7 +186,7 @@ def conv_batch_norm() -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def test_7_batch_normalisation_is_refused() -> None:
-    """One example at a time, each normalised by itself, is another function: cosine 0.78 in the spec."""
+    """One example at a time, each normalised by itself, is another function: cosine 0.78 in a network like this."""
     model, x, y = conv_batch_norm()
     parameters = list(model.parameters())
     whole = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), parameters)

@@ -27,8 +27,8 @@ class CoordinateNormTest(AbstractPolicy):
     In code: the reduced ratio is `coordinate_ratio`, made where the tensors live, as `coordinate_reduction` says.
 
     This is the test that belongs to diagonal AdaGrad. The literal maximum is usable for very few parameters only:
-    with 1.9 thousand of them some g_j is nearly 0, and it asked for 2e8 to 5e9 examples where the norm test asked
-    for 185 to 1020 (spec of this project, derived and checked), so the batch goes to its cap at once. The other
+    with 1.9 thousand of them some g_j is nearly 0, and it asks for more than 1e8 examples where the norm test asks
+    for less than 1e3 (``tests/policies/test_on_gradients.py``), so the batch goes to its cap at once. The other
     reductions are practical. Measuring V_j takes a vector as long as the parameters, added over ranks; the policy
     itself is constant in time and memory.
 

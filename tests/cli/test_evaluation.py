@@ -36,6 +36,27 @@ def test_accuracy_and_loss_are_means_over_examples(monkeypatch: pytest.MonkeyPat
     assert metrics["test/loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
 
 
+def test_accuracy_does_not_depend_on_a_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mistake 12 of the published code: normalised by the evaluation batch, accuracy depends on that batch's size."""
+    torch.manual_seed(0)
+    inputs, labels = torch.randn(60, 3).cumsum(0), torch.randint(0, 4, (60,))
+    data = TensorDataset(inputs, labels)
+
+    def found(size: int, running: bool) -> dict[str, float]:
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=running), nn.Linear(3, 4))
+        model(inputs)
+        monkeypatch.setattr(evaluation, "EVALUATION_BATCH_SIZE", size)
+        return Evaluator(data, "val", 100, 10)(model)
+
+    assert evaluation.EVALUATION_BATCH_SIZE == 1000  # whatever the training's batch
+    whole = found(60, running=True)
+    for size in (7, 20):
+        assert found(size, running=True)["val/accuracy"] == whole["val/accuracy"]
+        assert found(size, running=True)["val/loss"] == pytest.approx(whole["val/loss"], rel=1e-6)
+        assert abs(found(size, running=False)["val/loss"] - found(60, running=False)["val/loss"]) > 0.01
+
+
 def test_no_trace_in_modes_gradients_or_random_states() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.Linear(3, 2))
     model[1].eval()  # frozen by the user: must stay so

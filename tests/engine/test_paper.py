@@ -1,6 +1,6 @@
 """AdAdaGrad to the letter, against a loop over examples; and the published code's control-flow mistakes not made.
 
-Items are those of section 9 of the specification of the gradient tests.
+Items are numbered as in `tests/test_published_mistakes.py`.
 """
 
 from __future__ import annotations
