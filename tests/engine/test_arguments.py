@@ -1,4 +1,4 @@
-"""Bad input: a typed error that names the argument and the remedy, before any training (DESIGN 4.1.5)."""
+"""Bad input: a typed error that names the argument and the remedy, before any training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `optimizer.step()` sees is the mean over exactly the planned examples (DESIGN 4.1.1)."""
+"""What `optimizer.step()` sees is the mean over exactly the planned examples."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_the_gradient_is_the_mean_with_the_loop_by_hand():
 
 
 def test_the_mean_of_micro_batch_means_would_fail():
-    """The control: this test battery sees the error that it is there to see (spec: 12 to 47 %)."""
+    """The control: this test battery sees the error that it is there to see."""
     data, before = make_data(), [p.detach() for p in make_model().parameters()]
     rows = torch.arange(12)
     expected = direct_gradient(data, rows, before, "rows")
@@ -113,7 +113,7 @@ def test_the_mean_of_micro_batch_means_would_fail():
 @pytest.mark.parametrize("first", range(1, 9))
 @pytest.mark.parametrize("second", range(1, 9))
 def test_every_transition_keeps_a_known_gradient(first, second):
-    """A loss whose gradient is 1 for every example: 1.8 and 0.4 elsewhere (training-hazards, section 2)."""
+    """A loss whose gradient is 1 for every example: 1.8 and 0.4 elsewhere."""
     model = torch.nn.Linear(1, 1, bias=False)
     optimizer = Recording(model.parameters(), lr=0.0)
     data = torch.utils.data.TensorDataset(torch.ones(16 * (first + second) + 3, 1))

@@ -1,4 +1,4 @@
-"""A non-finite loss, gradient or statistic never reaches the parameters or the batch size (DESIGN 4.1.4)."""
+"""A non-finite loss, gradient or statistic never reaches the parameters or the batch size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Save after step k and resume, for every k: bitwise the uninterrupted run (training-hazards, section 10, no. 7)."""
+"""Save after step k and resume, for every k: bitwise the uninterrupted run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step's record says equals the definition, at the parameters before the update (DESIGN 2 and 4.2)."""
+"""What a step's record says equals the definition, at the parameters before the update."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_with_everything_measured_the_record_is_the_naive_loop(name, micro_batch
 
 
 def weighted_units(model, data, rows, form, micro_batch_size):
-    """Return g_i and c_i of DESIGN 2, where a number is spread evenly over its micro-batch."""
+    """Return g_i and c_i, where a number is spread evenly over its micro-batch."""
     x, y, _, w = (t[rows] for t in data.tensors)
     c = w if form == "rows" else torch.cat([part.mean().expand(len(part)) for part in w.split(micro_batch_size)])
     rows_ = example_gradients(model, lambda m: F.cross_entropy(m(x), y, reduction="none") * w / c)
@@ -89,7 +89,7 @@ def test_with_token_weights_the_record_is_the_weighted_formula(form, micro_batch
 
 
 def pooled(units, mean, groups):
-    """V and Vp of a measured subset in groups, DESIGN 2, letter by letter."""
+    """V and Vp of a measured subset in groups, by the formulas of `adadagrad.statistics.sums`."""
     numerator = inner = freedom = 0.0
     for group in groups:
         part = units[group]

@@ -1,4 +1,4 @@
-"""A step used in the wrong order is refused, nothing is trained, and nothing stays on the model (DESIGN 4.1.5)."""
+"""A step used in the wrong order is refused, nothing is trained, and nothing stays on the model."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_nothing_is_patched_outside_a_measured_micro_batch():
 
 
 def test_a_failing_measurement_never_harms_training(monkeypatch):
-    """DESIGN 4.2: it is marked invalid and training goes on, with the gradient bit for bit."""
+    """It is marked invalid and training goes on, with the gradient bit for bit."""
     from adadagrad.statistics.rules.linear import LinearRule
 
     plain, iterator, _ = start(None, policy=ada.StagedBatch({0: 8}), global_batch_size=None)

@@ -1,4 +1,4 @@
-"""Every example of each epoch of the stream once, whatever the batch size does (DESIGN 4.1.3)."""
+"""Every example of each epoch of the stream once, whatever the batch size does."""
 
 from __future__ import annotations
 

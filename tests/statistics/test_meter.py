@@ -62,7 +62,7 @@ def test_only_the_numbers_asked_for_are_measured() -> None:
 
 
 def test_unequal_weights_give_the_weighted_variance_and_rows_of_weight_zero_are_no_examples() -> None:
-    """V = (sum c |g_i|^2 - |g|^2) / (1 - sum c^2), with g = sum c_i g_i; spec 1.3."""
+    """V = (sum c |g_i|^2 - |g|^2) / (1 - sum c^2), with g = sum c_i g_i."""
     model = network()
     c = torch.tensor([0.1, 0.3, 0.0, 0.2, 0.15, 0.25, 0.0], dtype=torch.float64)
     meter = GradientMeter(model, PerExample(), inner_products=True)

@@ -73,7 +73,7 @@ def test_equal_units_are_the_definition() -> None:
 
 
 def test_it_is_the_two_batch_noise_scale() -> None:
-    """(mean |u_k|^2 - |g|^2) / (1/m - 1/b), spec worker-statistics 2."""
+    """(mean |u_k|^2 - |g|^2) / (1/m - 1/b), for units of m of b examples."""
     model = network()
     u = unit_gradients(model, (3, 3, 3, 3))
     two_batch = float(u.square().sum(1).mean() - u.mean(0).square().sum()) / (1 / 3 - 1 / 12)
@@ -81,7 +81,7 @@ def test_it_is_the_two_batch_noise_scale() -> None:
 
 
 def test_unequal_units_are_unbiased_and_equal_weights_would_not_be() -> None:
-    """Units of 16, 16, 16 and 3 examples of trace 50: spec D10, 49.97 against 82.93 (theory 83.01), in 20,000 draws.
+    """Units of 16, 16, 16 and 3 examples of trace 50: 49.97 against 82.93 (theory 83.01), in 20,000 draws.
 
     The sums are those of `UnitInstrument`, on gradients drawn rather than differentiated.
     """

@@ -1,4 +1,4 @@
-"""The definition itself, against numbers worked out by hand and the identities of the spec."""
+"""The definition itself, against numbers worked out by hand and the identities between the four numbers."""
 
 from __future__ import annotations
 
