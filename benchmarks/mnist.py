@@ -17,6 +17,7 @@ Tests use `Bounds.paper()` and measure every step on all examples, as the paper 
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -199,7 +200,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"| {spread(column['measuring'], 1)} | {spread(column['accuracy'], 4)} |",
                 flush=True,
             )
-    print("written to", write_json(f"mnist-{options.model}-{options.samples}", {"seeds": list(seeds), "rows": found}))
+    name = f"mnist-{options.model}-{options.samples}-seeds-{seeds[0]}-{seeds[-1]}"
+    name += "-".join(["", *re.findall(r"[a-z0-9.]+", options.rows)])
+    print("written to", write_json(name, {"seeds": list(seeds), "rows": found}))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def test_the_seeds_trained_are_the_seeds_named(
     out = capsys.readouterr().out
     assert "seeds 5 to 6" in out
     assert "5.5000 ± 0.7071" in out
-    written = json.loads(next(Path("results").iterdir()).read_text())
+    written = json.loads(Path("results/mnist-logistic-40-seeds-5-6-constant-64.json").read_text())
     assert written["seeds"] == [5, 6]
     assert written["rows"]["constant 64"]["accuracy"] == [5.0, 6.0]
     with pytest.raises(SystemExit):
