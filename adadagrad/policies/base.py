@@ -9,22 +9,28 @@ from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.records import Observation
 from adadagrad.core.reduction import CoordinateReduction
 
+MEASURED = frozenset({"grad_norm_sq", "variance_trace", "inner_product_variance", "coordinate_ratio"})
+"""Fields of `GradientStatistics` that a policy may need: what is measured, and only where it is needed."""
+
 
 class AbstractPolicy(ABC):
     """A rule that answers "how many examples should the next step average?".
 
     A policy is a frozen dataclass without state, and pure: the same observation gives the same answer in every
     process, so that all ranks agree without a message. It neither rounds nor bounds its answer, and it lets
-    division by zero give infinity or NaN; what those mean is decided once, in `adadagrad.policies.bounds`.
+    division by zero give infinity or NaN (`adadagrad.core.records.quotient` does, Python's ``/`` raises); what those
+    mean is decided once, in `adadagrad.policies.bounds`.
 
     To add one: a file with the formula, and one row in ``tests/policies/cases.py``.
+
+    Raises:
+        InvalidArgument: A class derives from this one whose `needs` is missing or names what is not measured.
 
     Example:
         >>> from dataclasses import dataclass
         >>> @dataclass(frozen=True, slots=True)
         ... class Double(AbstractPolicy):
         ...     needs: ClassVar[frozenset[str]] = frozenset()
-        ...     monotone: ClassVar[bool] = True
         ...     def required_batch_size(self, observation: Observation) -> float:
         ...         return 2.0 * (observation.global_batch_size or 1)
         >>> Double().required_batch_size(Observation(global_batch_size=8))
@@ -34,10 +40,19 @@ class AbstractPolicy(ABC):
     __slots__ = ()
 
     needs: ClassVar[frozenset[str]]
-    """Names of the `GradientStatistics` fields that it reads; empty for a schedule, which costs nothing."""
+    """Which of `MEASURED` it reads; empty for a schedule, which costs nothing."""
 
-    monotone: ClassVar[bool]
-    """Whether the batch may only grow under this policy, where `Bounds.monotone` is None."""
+    monotone: ClassVar[bool] = True
+    """Whether the batch may only grow under this policy, where `Bounds.monotone` is None; schedules say False."""
+
+    def __init_subclass__(cls) -> None:
+        needs: object = getattr(cls, "needs", None)
+        if not isinstance(needs, frozenset) or not needs <= MEASURED:
+            known = ", ".join(sorted(MEASURED))
+            raise InvalidArgument(
+                f"{cls.__name__}.needs must be a frozenset of some of {known} (what is derived from them comes with "
+                f"them), or an empty one for a schedule, got {needs!r}"
+            )
 
     @property
     def coordinate_reduction(self) -> CoordinateReduction | None:

@@ -6,7 +6,8 @@ import dataclasses
 import inspect
 import math
 import pickle
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 
@@ -182,3 +183,25 @@ def test_threshold_is_the_right_side_of_the_test() -> None:
     assert CoordinateNormTest(eta=0.3).threshold == pytest.approx(0.09)
     assert AugmentedInnerProductTest().threshold == 1
     assert ConstantBatch(8).threshold is None
+
+
+def test_a_policy_of_ones_own_may_be_as_short_as_its_formula() -> None:
+    @dataclass(frozen=True, slots=True)
+    class Mine(AbstractPolicy):
+        needs: ClassVar[frozenset[str]] = frozenset({"variance_trace"})
+
+        def required_batch_size(self, observation: Observation) -> float:
+            return self.measured(observation, "variance_trace")[0]
+
+    assert Mine.monotone
+    assert Mine().threshold is None
+
+
+@pytest.mark.parametrize("needs", [None, "variance_trace", {"variance_trace"}, frozenset({"orthogonal_variance"})])
+def test_needs_that_nothing_measures_are_refused_where_they_are_written(needs: object) -> None:
+    """Such a policy would fail in the middle of a run, or never be asked."""
+    body = {} if needs is None else {"needs": needs}
+    with pytest.raises(
+        InvalidArgument, match=r"^Mine\.needs must be a frozenset of some of coordinate_ratio, .*, got "
+    ):
+        type("Mine", (AbstractPolicy,), body)
