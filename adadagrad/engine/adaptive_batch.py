@@ -20,11 +20,11 @@ from adadagrad.core.protocols import BatchSizePolicy, LearningRateSchedule
 from adadagrad.core.settings import Bounds, Measure
 from adadagrad.engine.arguments import check_types, first_batch, largest_batch, sample_budget
 from adadagrad.engine.deciding import is_final
-from adadagrad.engine.finishing import times
 from adadagrad.engine.gradients import Gradients
 from adadagrad.engine.learning_rate import LearningRate
+from adadagrad.engine.log_records import end_record, metrics_record, start_record
 from adadagrad.engine.measuring import Measuring
-from adadagrad.engine.run_log import RunLog, start_record
+from adadagrad.engine.run_log import RunLog
 from adadagrad.engine.saving import engine_state, restore_engine
 from adadagrad.engine.step import Step
 from adadagrad.policies.bounds import check_bounds
@@ -171,8 +171,7 @@ class AdaptiveBatch:
                         else "a step was left without update: call step.update() before the next step"
                     )
                 self._step = None
-            record = {"samples_seen": self.samples_seen, "samples_drawn": self.samples_drawn, "steps": self.steps}
-            self._log.write("end", {**record, "skipped": self.skipped, **times(self)})
+            self._log.write("end", end_record(self))
         finally:
             if self._step is not None:
                 self.abandon(self._step)
@@ -213,10 +212,9 @@ class AdaptiveBatch:
         Raises:
             InvalidArgument: A metric is no number, or `log_dir` holds the log of another run.
         """
-        values = {name: _number(name, value) for name, value in metrics.items()}
+        record = metrics_record(self, metrics)
         self._begin()
-        record = {"step": self.steps, "samples_seen": self.samples_seen, "metrics": values}
-        self._log.write("log", {**record, "seconds": self.seconds})
+        self._log.write("log", record)
         if self._step is None:  # outside the loop, which closes the file when it ends
             self._log.close()
 
@@ -291,13 +289,3 @@ class AdaptiveBatch:
     def _moved(self, path: tuple[str, ...], leaves: Sequence[Any]) -> Any:
         leaf = leaves[0]
         return leaf.to(self._device, non_blocking=True) if isinstance(leaf, Tensor) else leaf
-
-
-def _number(name: str, value: Any) -> float:
-    """Return a metric as a float."""
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise InvalidArgument(
-            f"metrics[{name!r}] must be a number, got {value!r:.80}: log one number for each name"
-        ) from error

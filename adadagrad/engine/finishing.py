@@ -10,7 +10,7 @@ from adadagrad.core.errors import NonFiniteGradient
 from adadagrad.core.records import Decision, GradientStatistics, Observation
 from adadagrad.engine.deciding import decide
 from adadagrad.engine.gradients import is_finite
-from adadagrad.engine.run_log import step_record
+from adadagrad.engine.log_records import step_record, times
 from adadagrad.engine.saving import save_if_due
 
 if TYPE_CHECKING:
@@ -146,15 +146,3 @@ def _close_step(engine: AdaptiveBatch, step: Step, kind: str, line: dict[str, An
     engine.seconds += time.perf_counter() - engine._started
     engine._log.write(kind, {**line, **times(engine)})
     save_if_due(engine)
-
-
-def times(engine: AdaptiveBatch) -> dict[str, float]:
-    """Return the clocks of a line of the log.
-
-    Args:
-        engine: The engine.
-
-    Returns:
-        Seconds inside steps so far, and those of them spent measuring.
-    """
-    return {"seconds": round(engine.seconds, 6), "measure_seconds": round(engine.measuring.instrument.seconds, 6)}
