@@ -1,39 +1,23 @@
-"""Which steps are measured, by which estimator, on how many of their examples."""
+"""Which steps are measured, and by which estimator."""
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from adadagrad.batching.plan import split_batch, split_units
 from adadagrad.core.errors import BatchCoupledModule, InvalidArgument, UncoveredParameter
 from adadagrad.core.protocols import BatchSizePolicy
 from adadagrad.core.records import GradientStatistics
 from adadagrad.core.settings import Measure
+from adadagrad.engine.second_moments import SecondMoments
+from adadagrad.engine.splitting import Split, measured_split, plain_split, smallest_batch
 from adadagrad.statistics import MicroBatch, choose_estimator
 from adadagrad.statistics.base import AbstractEstimator, AbstractInstrument, Request
 from adadagrad.statistics.coverage import batch_coupled_module
 from adadagrad.statistics.planner import MeasureBudget, StepSize
-
-SECOND_MOMENTS = (torch.optim.Adagrad, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam)
-"""Optimizers of torch that keep a second moment; of optimizers from elsewhere it is seen after their first update."""
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """How a step's examples are cut into micro-batches, the measured ones first.
-
-    Args:
-        sizes: Examples in each micro-batch.
-        measured: How many of the micro-batches are measured, from the first on.
-    """
-
-    sizes: tuple[int, ...]
-    measured: int = 0
 
 
 class Measuring:
@@ -51,21 +35,13 @@ class Measuring:
     ) -> None:
         self.settings = Measure() if measure is None else measure
         self.enabled = bool(policy.needs) or measure is not None
-        self._model, self._optimizer, self._needed = model, optimizer, bool(policy.needs)
+        self._model, self._needed = model, bool(policy.needs)
+        self._second_moments = SecondMoments(optimizer, policy.coordinate_reduction)
         self._request = Request(
             inner_products="inner_product_variance" in policy.needs,
             coordinates=policy.coordinate_reduction,
-            second_moment=self._second_moment,
+            second_moment=self._second_moments.of,
         )
-        reduction = policy.coordinate_reduction
-        ours = type(optimizer).__module__.startswith(("torch.optim", "adadagrad."))
-        if (
-            reduction is not None
-            and reduction.kind == "weighted"
-            and ours
-            and not isinstance(optimizer, SECOND_MOMENTS)
-        ):
-            self._refuse_weighted()
         self._device = next((p.device.type for p in model.parameters()), "cpu")
         self._automatic = isinstance(self.settings.estimator, str)
         self.budget = MeasureBudget(self.settings.max_overhead)
@@ -79,7 +55,7 @@ class Measuring:
     @property
     def smallest_batch(self) -> int:
         """Fewest examples that a step needs for the estimator to say anything."""
-        return _smallest_batch(self.estimator)
+        return smallest_batch(self.estimator)
 
     def refuse_small(self, global_batch_size: int, estimator: AbstractEstimator | None = None) -> None:
         """Refuse a batch on which the policy could never be given a measurement.
@@ -92,7 +68,7 @@ class Measuring:
             InvalidArgument: The policy needs statistics and the estimator needs more examples.
         """
         estimator = self.estimator if estimator is None else estimator
-        smallest = _smallest_batch(estimator)
+        smallest = smallest_batch(estimator)
         if self._needed and global_batch_size < smallest:
             raise InvalidArgument(
                 f"global_batch_size must be >= {smallest} for {estimator!r} to measure any noise, "
@@ -112,12 +88,10 @@ class Measuring:
             The split.
         """
         self._credit = self.budget.credit
-        # Where examples mix, a rest of one example would fail in BatchNorm, and a small one would be noisy there.
-        even = isinstance(self.estimator, MicroBatch)
-        plain = Split(split_units(size, micro_batch_size, 1) if even else split_batch(size, micro_batch_size))
+        plain = plain_split(self.estimator, size, micro_batch_size)
         if not (self.enabled and wanted and size >= self.smallest_batch):
             return plain
-        measured = self._measured_split(size, micro_batch_size)
+        measured = measured_split(self.estimator, self.settings.max_examples, size, micro_batch_size)
         every = self.settings.every
         if every == "auto":
             part = sum(measured.sizes[: measured.measured])
@@ -132,16 +106,6 @@ class Measuring:
                 self._replace_by_micro_batches(size)
                 return plain
         return measured if due else plain
-
-    def _measured_split(self, size: int, micro_batch_size: int) -> Split:
-        if isinstance(self.estimator, MicroBatch):
-            sizes = split_units(size, micro_batch_size, min(self.estimator.units, size // 2))
-            return Split(sizes, len(sizes))
-        limit = self.settings.max_examples
-        if limit is None or limit >= size:
-            sizes = split_batch(size, micro_batch_size)
-            return Split(sizes, len(sizes))
-        return Split(split_batch(size, micro_batch_size, measured=limit), len(split_batch(limit, micro_batch_size)))
 
     def finish(
         self, num_examples: int, weight_sq_sum: float | None, scale: float
@@ -186,17 +150,7 @@ class Measuring:
         Raises:
             InvalidArgument: The optimizer keeps none.
         """
-        reduction = self._request.coordinates
-        if reduction is None or reduction.kind != "weighted":
-            return
-        if all(self._second_moment(p) is None for p in self._model.parameters()):
-            self._refuse_weighted()
-
-    def _refuse_weighted(self) -> NoReturn:
-        raise InvalidArgument(
-            f'reduction="weighted" needs an optimizer with second moments, got {type(self._optimizer).__name__}: '
-            "use Adagrad, Adam or AdamW, or another reduction"
-        )
+        self._second_moments.check(self._model.parameters())
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to measure the same steps in the same way."""
@@ -227,14 +181,3 @@ class Measuring:
         seconds = self.instrument.seconds
         self.estimator, self.instrument = estimator, estimator.open(self._model, self._request)
         self.instrument.seconds = seconds  # of the whole run
-
-    def _second_moment(self, p: nn.Parameter) -> Tensor | None:
-        """Return the parameter's second moment as Adagrad or Adam keeps it, None where there is none."""
-        state = self._optimizer.state.get(p, {})
-        moment: Tensor | None = state.get("sum", state.get("exp_avg_sq"))
-        return moment
-
-
-def _smallest_batch(estimator: AbstractEstimator) -> int:
-    """Return the fewest examples that make two units: two examples, or two micro-batches of two."""
-    return 4 if isinstance(estimator, MicroBatch) else 2

@@ -12,7 +12,7 @@ from torch import Tensor
 from adadagrad.core.errors import InvalidArgument, LossWithoutGradient, StepError
 from adadagrad.core.records import BatchPlan, Decision
 from adadagrad.engine.finishing import finish_step
-from adadagrad.engine.measuring import Split
+from adadagrad.engine.splitting import Split
 
 if TYPE_CHECKING:
     from adadagrad.engine.adaptive_batch import AdaptiveBatch
