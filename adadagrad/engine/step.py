@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from adadagrad.core.errors import InvalidArgument, LossWithoutGradient, StepError
+from adadagrad.core.errors import InvalidArgument, StepError
 from adadagrad.core.records import BatchPlan, Decision
 from adadagrad.engine.finishing import finish_step
+from adadagrad.engine.mean_loss import MeanLoss, check_loss
 from adadagrad.engine.splitting import Split
 
 if TYPE_CHECKING:
@@ -41,11 +41,7 @@ class Step:
         """Whether `update` has applied this step, or left it out."""
         self.undone = False
         """Whether the engine has given this step up: its gradient is gone, and its examples come again."""
-        self._losses: list[tuple[Tensor, float]] = []
-        self._weights = 0.0
-        self._weight_squares = 0.0
-        self._weighted: bool | None = None
-        self._coefficients: float | Tensor = 1.0
+        self._mean = MeanLoss(size)
         self._rows = 0
         self._done = 0
         self._state = "new"
@@ -78,7 +74,7 @@ class Step:
         for index, batch in enumerate(self.engine.micro_batches(sizes)):
             self._rows = sizes[index]
             watch = index < self.split.measured
-            with instrument.micro_batch(self._rows, self._get_coefficients) if watch else nullcontext():
+            with instrument.micro_batch(self._rows, self._mean.coefficients) if watch else nullcontext():
                 yield batch
             if self._done != index + 1:
                 raise StepError(
@@ -104,22 +100,10 @@ class Step:
         """
         if self._state != "running" or self._done >= len(self.split.sizes) or self._rows == 0:
             raise StepError("no micro-batch is waiting: call step.backward(loss) inside the loop over the step")
-        self._check_loss(loss)
-        if self._weighted is None:
-            self._weighted = weight is not None
-        elif self._weighted != (weight is not None):
-            raise StepError("either every micro-batch of a step has a weight or none has")
-        rows, self._rows = self._rows, 0
-        planned = self.global_batch_size
-        if weight is None:
-            factor = rows / planned
-            self._coefficients = 1 / planned
-            self._losses.append((loss.detach(), factor))
-            (loss if factor == 1.0 else loss * factor).backward()  # type: ignore[no-untyped-call]
-        else:
-            self._coefficients = self._weigh(weight, rows) / planned
-            self._losses.append((loss.detach(), 1 / planned))
-            (loss / planned).backward()  # type: ignore[no-untyped-call]
+        check_loss(loss)
+        share = self._mean.add(loss, self._rows, weight)
+        self._rows = 0
+        share.backward()  # type: ignore[no-untyped-call]
         self._done += 1
 
     def run(self, loss_function: LossFunction) -> None:
@@ -164,11 +148,7 @@ class Step:
                 f"{len(self.split.sizes) - self._done} of {len(self.split.sizes)} micro-batches are left: loop over "
                 "the whole step (no break), or use step.run(...), before update"
             )
-        if self._weighted and self._weights == 0:
-            raise InvalidArgument(
-                "weight is 0 for every example of the step, so its mean loss does not exist: leave such examples out "
-                "of the data set, or raise global_batch_size"
-            )
+        self._mean.refuse_weightless()
         try:
             return finish_step(self.engine, self)
         except BaseException:
@@ -178,18 +158,17 @@ class Step:
     @property
     def loss(self) -> float:
         """Mean loss over the step's examples (or weights); waits for the device."""
-        total = sum(float(loss) * factor for loss, factor in self._losses)
-        return total * self.correction
+        return self._mean.value
 
     @property
     def weight_sq_sum(self) -> float | None:
         """Sum of the squared weights with which examples enter the gradient; None for equal weights."""
-        return self._weight_squares / self._weights**2 if self._weighted else None
+        return self._mean.weight_sq_sum
 
     @property
     def correction(self) -> float:
         """Factor from the provisional scale 1 / planned size to the mean over the weights; 1 without weights."""
-        return self.global_batch_size / self._weights if self._weighted else 1.0
+        return self._mean.correction
 
     def _refuse_undone(self) -> None:
         if self.undone:
@@ -197,36 +176,3 @@ class Step:
                 "this step is undone, because its loop was left or its update failed: its examples come again in the "
                 "next loop over the engine"
             )
-
-    def _get_coefficients(self) -> float | Tensor:
-        """Return c_i of the micro-batch that has just gone backward."""
-        return self._coefficients
-
-    def _check_loss(self, loss: Tensor) -> None:
-        if not isinstance(loss, Tensor):
-            raise InvalidArgument(
-                f"loss must be a tensor, got {type(loss).__name__}: return what the criterion returns"
-            )
-        if loss.numel() != 1:
-            raise InvalidArgument(
-                f"loss must be a scalar, got shape {tuple(loss.shape)}: use the mean over the micro-batch, or "
-                "(loss.sum(), weight)"
-            )
-        if not loss.requires_grad:
-            raise LossWithoutGradient(
-                "loss does not require grad, so no parameter would be trained: compute it from the model's output, "
-                "with trainable parameters and without torch.no_grad() or detach()"
-            )
-
-    def _weigh(self, weight: float | Tensor, rows: int) -> Tensor:
-        """Take in a micro-batch's weight; return it per example, float64 (rows,)."""
-        weights = torch.as_tensor(weight, dtype=torch.float64).detach()
-        if weights.numel() == 1:
-            weights = weights.reshape(1).expand(rows) / rows
-        if weights.shape != (rows,):
-            raise InvalidArgument(f"weight must be a number or have shape ({rows},), got shape {tuple(weights.shape)}")
-        if bool((weights < 0).any()) or not bool(weights.isfinite().all()):
-            raise InvalidArgument("weight must not be negative or infinite for any example")
-        self._weights += float(weights.sum())
-        self._weight_squares += float(weights.square().sum())
-        return weights
