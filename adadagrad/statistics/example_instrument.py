@@ -102,7 +102,7 @@ class ExampleInstrument(AbstractInstrument):
                 step.failure.__cause__ = error
         self._measured += first
         self._verify_next |= step.failure is not None
-        self.seconds += time.perf_counter() - started + recorder.seconds
+        self.seconds += time.perf_counter() - started + recorder.intake.seconds
 
     def close_group(self) -> None:
         """Note the measured part's gradient before other micro-batches add to it."""
@@ -202,10 +202,10 @@ class ExampleInstrument(AbstractInstrument):
     ) -> None:
         """See that every gradient is counted; move what rules cannot count to the fallback."""
         ruled = changed - set(self.fallback.values())
-        uncounted = ruled - (recorder.counted - recorder.shared)
+        uncounted = ruled - (recorder.intake.counted - recorder.shared)
         if verify:
             whole = {p: p.grad for p in ruled - uncounted if p.grad is not None}
-            uncounted |= coverage.miscounted(recorder.kept, whole)
+            uncounted |= coverage.miscounted(recorder.intake.kept, whole)
             self._verified |= ruled - uncounted
             self._verify_next = False
         names = {name: p for name, p in parameters.items() if p in uncounted | (ruled - self._verified)}
@@ -242,8 +242,8 @@ class ExampleInstrument(AbstractInstrument):
 
 def _check(recorder: Recorder, parameters: dict[str, nn.Parameter], changed: set[nn.Parameter]) -> None:
     """Refuse a micro-batch whose backward did not go through the whole model into `.grad`."""
-    if recorder.failure is not None:
-        raise recorder.failure
+    if recorder.intake.failure is not None:
+        raise recorder.intake.failure
     if recorder.leaf is None:
         raise InvalidMeasurement("the model itself was not called inside the measurement; call model(...)")
     if not changed:
@@ -253,8 +253,8 @@ def _check(recorder: Recorder, parameters: dict[str, nn.Parameter], changed: set
         )
     for p in changed:
         refuse_sparse(cast(Tensor, p.grad))
-    lost = [name for name, p in parameters.items() if p in recorder.counted - changed]
-    if lost or (recorder.delivered and recorder.leaf.grad is None):
+    lost = [name for name, p in parameters.items() if p in recorder.intake.counted - changed]
+    if lost or (recorder.intake.delivered and recorder.leaf.grad is None):
         raise InvalidMeasurement(
             f"the backward left out {', '.join(lost) or 'the measurement'}: call loss.backward() without inputs="
         )

@@ -32,7 +32,7 @@ class Examples:
         assert recorder.leaf is not None
         self.n = len(recorder.leaf)
         self._model, self._fallback = model, dict(fallback)
-        self._leaf, self._kept = recorder.leaf, recorder.kept
+        self._leaf, self._kept = recorder.leaf, recorder.intake.kept
         self._model_calls = [call for call in recorder.model_calls if call.output_gradients]
         self._excluded = set(fallback.values())
         self.types = {entry.gy.dtype for entry in self._kept}

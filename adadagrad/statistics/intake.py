@@ -1,0 +1,114 @@
+"""What the backward of one measured micro-batch brings, layer call by layer call."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import torch
+from torch import Tensor, nn
+
+from adadagrad.core.errors import InvalidMeasurement
+from adadagrad.statistics.calls import SEVERAL_BACKWARDS, KeptCall, LayerCall
+
+
+class Intake:
+    """Takes in every call's output gradient, and delivers its squares or keeps the call for later.
+
+    Args:
+        keep_all: Keep every call's tensors, for inner products, coordinates or verification, and deliver
+            nothing through the leaf.
+    """
+
+    def __init__(self, *, keep_all: bool) -> None:
+        self.kept: list[KeptCall] = []
+        self.counted: set[nn.Parameter] = set()
+        """Parameters of calls whose squares were delivered, or that were kept."""
+        self.delivered = False
+        """Whether any squares went through the leaf."""
+        self.failure: Exception | None = None
+        self.seconds = 0.0
+        """Time spent in taps and trial runs."""
+        self.uses: Counter[nn.Parameter] = Counter()
+        """Calls per parameter in this micro-batch."""
+        self._keep_all, self._open = keep_all, True
+        self._fired: set[LayerCall] = set()
+
+    @property
+    def started(self) -> bool:
+        """Whether a backward has begun to arrive."""
+        return bool(self._fired)
+
+    def fail(self, error: Exception) -> None:
+        """Say why there will be no statistic; taps then let gradients pass.
+
+        Args:
+            error: The reason.
+        """
+        self.failure = error
+
+    def close(self) -> None:
+        """Stop listening: graphs that outlive the micro-batch deliver nothing."""
+        self._open = False
+
+    def keep(self, entry: KeptCall) -> None:
+        """Take in a call whose examples were found after the backward.
+
+        Args:
+            entry: The call.
+        """
+        self.kept.append(entry)
+        self.counted.update(entry.call.parameters.values())
+
+    def collect(
+        self,
+        call: LayerCall | None,
+        x: Tensor | None,
+        gy: Tensor,
+        squares: Tensor | None = None,
+        seconds: float = 0.0,
+    ) -> Tensor | None:
+        """Take in one call during the backward; never raises.
+
+        Args:
+            call: The call, None where its examples are not known.
+            x: What was kept of its input; None if that was changed in place.
+            gy: Gradient of its output.
+            squares: Its squared norms, float64 (n,), where a fused rule has formed them.
+            seconds: Time that these took.
+
+        Returns:
+            Its share of the leaf's gradient, float64 (n,) [grad^2], or None.
+        """
+        if call is None or not self._open or self.failure is not None:
+            return None
+        started = time.perf_counter()
+        try:
+            return self._take_in(call, x, gy, squares)
+        except Exception as error:  # a failing measurement must never harm the backward it rides on
+            self.failure = error
+            return None
+        finally:
+            self.seconds += time.perf_counter() - started + seconds
+
+    def _take_in(self, call: LayerCall, x: Tensor | None, gy: Tensor, squares: Tensor | None) -> Tensor | None:
+        """Keep the call for parameters that must wait for other calls; return the squares of the others."""
+        if torch.is_grad_enabled():
+            raise InvalidMeasurement("a backward with create_graph=True cannot be measured: use MicroBatch()")
+        if call in self._fired:
+            raise InvalidMeasurement(SEVERAL_BACKWARDS)
+        if x is None:
+            raise InvalidMeasurement(f"the input of {call.name} was changed in place after the call")
+        self._fired.add(call)
+        self.counted.update(call.parameters.values())
+        x, gy = x.movedim(call.dims[0], 0), gy.movedim(call.dims[1], 0)
+        if x.is_floating_point():
+            x = x.to(gy.dtype)
+        late = {name for name, p in call.parameters.items() if self._keep_all or self.uses[p] > 1}
+        if late:
+            self.kept.append(KeptCall(call, x, gy, frozenset(late)))
+        prompt = call.parameters.keys() - late
+        self.delivered |= bool(prompt)
+        if not prompt:
+            return None
+        return call.rule.square_norms(call.layer, x, gy, prompt) if squares is None or late else squares

@@ -1,0 +1,206 @@
+"""The patched forwards of the layers: where a call's examples are, and a tap behind it or a fused rule in its place.
+
+Every call that autograd sees gets a tap, also where nothing can be collected: activation checkpointing repeats calls in
+the backward and expects each to save what it saved before.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adadagrad.core.errors import InvalidMeasurement
+from adadagrad.statistics.broadcast import CallKey
+from adadagrad.statistics.calls import LayerCall, input_to_keep
+from adadagrad.statistics.fusing import Fused, fused_call
+from adadagrad.statistics.intake import Intake
+from adadagrad.statistics.layout import Layout
+from adadagrad.statistics.rules import AbstractFusedRule, AbstractRule
+from adadagrad.statistics.rules.base import own_parameters
+from adadagrad.statistics.shared import SharedTensors
+from adadagrad.statistics.taps import Tap
+
+
+class LayerTaps:
+    """All layer calls of one measured micro-batch.
+
+    Args:
+        layout: Where the examples are.
+        tensors: What all examples share.
+        intake: Takes in what the taps bring.
+        excluded: Parameters that the fallback counts.
+    """
+
+    def __init__(self, layout: Layout, tensors: SharedTensors, intake: Intake, excluded: set[nn.Parameter]) -> None:
+        self.leaf: Tensor | None = None
+        """The dummy leaf, float64 (n,); None before the model's first call."""
+        self.shared: set[nn.Parameter] = set()
+        """Parameters in a call whose examples are not known."""
+        self._layout, self._tensors, self._intake, self._excluded = layout, tensors, intake, excluded
+        self._calls: Counter[str] = Counter()  # per module in one forward of the model
+        self._seen: dict[tuple[str, torch.Size, torch.Size], set[tuple[int, int] | None]] = {}
+        self._calibrating, self._trial_rows = False, 0
+        self._inside = 0  # depth of calls of the model
+
+    @contextmanager
+    def trials(self) -> Iterator[None]:
+        """Hold everything back while the trial runs are made, also the backwards within them.
+
+        Yields:
+            Nothing.
+        """
+        self._calibrating = True
+        try:
+            yield
+        finally:
+            self._calibrating = False
+
+    @contextmanager
+    def trial(self, rows: int) -> Iterator[None]:
+        """Note where the layers of one trial run have their examples.
+
+        Args:
+            rows: Examples in this run.
+
+        Yields:
+            Nothing.
+        """
+        self._trial_rows = rows
+        try:
+            yield
+        finally:
+            self._trial_rows = 0
+
+    def run(self, inner: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        """Return one forward of the model, in which the calls are numbered anew.
+
+        Args:
+            inner: The forward.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+        """
+        self._calls.clear()
+        self._inside += 1
+        try:
+            return inner(*args, **kwargs)
+        finally:
+            self._inside -= 1
+
+    def forward(
+        self,
+        name: str,
+        layer: nn.Module,
+        inner: Callable[..., Tensor],
+        rule: AbstractRule[Any],
+        fused: AbstractFusedRule[Any] | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Return a layer's output; what replaces its forward.
+
+        Args:
+            name: Qualified name of the layer.
+            layer: The module.
+            inner: Its own forward.
+            rule: Its rule.
+            fused: Its fused rule, None where it has none or none may be used.
+            *args: Arguments of the call.
+            **kwargs: Keyword arguments of the call.
+
+        Returns:
+            What `inner` returns, with a node of this measurement behind it.
+        """
+        x = args[0] if args else kwargs.get("input")
+        if fused is not None and isinstance(x, Tensor) and len(args) + len(kwargs) == 1:
+            y = self._fused(name, layer, rule, fused, x)
+            if y is not None:
+                return y
+        y = inner(*args, **kwargs)
+        if not isinstance(x, Tensor) or (self._calibrating and not self._trial_rows):
+            return y  # the latter where a trial's own backward repeats a checkpoint
+        key = (name, self._calls[name])
+        self._calls[name] += 1
+        if self._trial_rows:
+            self._layout.note(key, layer, x, y, self._trial_rows)
+            return y
+        parameters = {k: p for k, p in own_parameters(layer).items() if p not in self._excluded}
+        seen = torch.is_grad_enabled() and y.requires_grad  # by autograd
+        if self.leaf is None:
+            self.shared.update(parameters.values() if seen else ())
+            return y
+        dims = None
+        if self._inside:
+            self._intake.uses.update(parameters.values())  # without autograd too: a checkpoint may repeat it with
+            dims = self._place(key, layer, rule, x, y, self.leaf, seen)
+        elif seen:
+            dims = self._place_again(name, x, y)
+        if not seen:
+            return y
+        call = None if dims is None or not parameters else LayerCall(name, layer, rule, parameters, dims)
+        kept = input_to_keep(x, y, call)
+        collect = partial(self._intake.collect, call)
+        tapped: Tensor = Tap.apply(y, kept, self.leaf, collect)  # type: ignore[no-untyped-call]
+        if dims is None:
+            everyones = LayerCall(name, layer, rule, parameters, (0, 0))
+            if not self._is_broadcast(key, everyones, x, tapped, len(self.leaf)):
+                self.shared.update(parameters.values())
+        return tapped
+
+    def _fused(
+        self, name: str, layer: nn.Module, rule: AbstractRule[Any], fused: AbstractFusedRule[Any], x: Tensor
+    ) -> Tensor | None:
+        """Return the output of a call that its fused rule takes over, None where it is not.
+
+        The decision depends on the module and its input alone, so that a checkpoint repeats it.
+        """
+        if self.leaf is None or self._calibrating or not self._layout.examples_first(name):
+            return None
+        taken = fused_call(layer, fused, x, self.leaf)
+        parameters = own_parameters(layer)
+        if taken is None or not self._excluded.isdisjoint(parameters.values()):
+            return None
+        call = LayerCall(name, layer, rule, parameters, (0, 0))
+        if self._inside:
+            self._calls[name] += 1
+            self._intake.uses.update(parameters.values())
+        collect = partial(self._intake.collect, call)
+        y: Tensor = Fused.apply(x, self.leaf, taken, collect, *parameters.values())  # type: ignore[no-untyped-call]
+        return y
+
+    def _is_broadcast(self, key: CallKey, call: LayerCall, x: Tensor, y: Tensor, n: int) -> bool:
+        """Whether a call that all examples share is broadcast over them, and its rule can count it there."""
+        if not (self._inside and call.parameters and self._tensors.expects(key)):
+            return False
+        return self._tensors.add_call(key, call, input_to_keep(x, y, call), y, n)
+
+    def _place(
+        self, key: CallKey, layer: nn.Module, rule: AbstractRule[Any], x: Tensor, y: Tensor, leaf: Tensor, seen: bool
+    ) -> tuple[int, int] | None:
+        """Return where the examples of a call inside the model are, None if they are not known."""
+        try:
+            dims = self._layout.batch_dims(key, x, y, len(leaf))
+        except KeyError:
+            if seen and self._intake.failure is None:
+                self._layout.calibrated = False  # a path that the trial runs did not see: look again
+                self._intake.fail(InvalidMeasurement("the model's forward took a path that has not been seen before"))
+            return None
+        if dims is not None and not rule.accepts(layer, x, dims):
+            dims = None
+        self._seen.setdefault((key[0], x.shape, y.shape), set()).add(dims)
+        return dims
+
+    def _place_again(self, name: str, x: Tensor, y: Tensor) -> tuple[int, int] | None:
+        """Return where the examples are in a call that activation checkpointing repeats in the backward."""
+        found = self._seen.get((name, x.shape, y.shape), {None}) if in_backward() else {None}
+        return next(iter(found)) if len(found) == 1 else None
+
+
+def in_backward() -> bool:
+    """Return whether autograd is running a backward in this thread, as activation checkpointing asks it too."""
+    return torch._C._current_graph_task_id() != -1
