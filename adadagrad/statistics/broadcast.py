@@ -8,7 +8,7 @@ the gradient of every example. The forward runs as it always does: nothing is ex
 dropout does no harm.
 
 Exact where every path of the tensor to the model's outputs leads through such an operation. Whether the rows there
-are the examples, in order, the trial runs find out (`layout.py`).
+are the examples, in order, the trial runs find out (`calibration.py`).
 """
 
 from __future__ import annotations

@@ -17,11 +17,10 @@ from adadagrad.core.records import GradientStatistics
 from adadagrad.core.vectors import refuse_sparse, squared_norm
 from adadagrad.statistics import coverage
 from adadagrad.statistics.base import AbstractInstrument, Coefficients, Request
-from adadagrad.statistics.broadcast import Meeting
 from adadagrad.statistics.example_step import ExampleStep, example_weights
 from adadagrad.statistics.examples import Examples
 from adadagrad.statistics.layout import Layout
-from adadagrad.statistics.planner import LayerSize, StepSize, measured_seconds, plain_seconds
+from adadagrad.statistics.planner import StepSize, measured_seconds, plain_seconds
 from adadagrad.statistics.recorder import Recorder
 from adadagrad.statistics.taps import patched_forwards
 
@@ -162,18 +161,8 @@ class ExampleInstrument(AbstractInstrument):
             "measured": self._measured,
             "verify_next": self._verify_next,
             "verified": [name for name, p in self.model.named_parameters() if p in self._verified],
-            "calibrated": self._layout.calibrated,
-            "compared": self._layout.compared,
             "fallback": list(self.fallback),
-            "dims": [[name, index, *(dims or (-1, -1))] for (name, index), dims in self._layout.dims.items()],
-            "meetings": [
-                [name, index, [[meeting.kind, meeting.operand, meeting.dim] for meeting in meetings]]
-                for (name, index), meetings in self._layout.meetings.items()
-            ],
-            "sizes": [
-                [name, index, size.weights, size.positions, size.activations]
-                for (name, index), size in self._layout.sizes.items()
-            ],
+            **self._layout.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -183,16 +172,9 @@ class ExampleInstrument(AbstractInstrument):
             return
         self.fallback = {name: parameters[name] for name in state["fallback"]}
         self._announced = set(self.fallback)
-        named = dict(self.model.named_parameters())
         self._measured, self._verify_next = state["measured"], state["verify_next"]
-        self._verified = {named[name] for name in state["verified"]}
-        self._layout = Layout(calibrated=state["calibrated"], compared=state["compared"])
-        for name, index, x, y in state["dims"]:
-            self._layout.dims[name, index] = None if x < 0 else (x, y)
-        for name, index, meetings in state["meetings"]:
-            self._layout.meetings[name, index] = tuple(Meeting(*meeting) for meeting in meetings)
-        for name, index, *size in state["sizes"]:
-            self._layout.sizes[name, index] = LayerSize(*size)
+        self._verified = {parameters[name] for name in state["verified"]}
+        self._layout = Layout.of(state)
 
     def _gradients(self) -> dict[nn.Parameter, Tensor]:
         return {p: p.grad for p in self.model.parameters() if p.requires_grad and p.grad is not None}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from adadagrad.core.errors import InvalidMeasurement
 from adadagrad.statistics.broadcast import CallKey
+from adadagrad.statistics.calibration import Calibration
 from adadagrad.statistics.calls import LayerCall, input_to_keep
 from adadagrad.statistics.fusing import Fused, fused_call
 from adadagrad.statistics.intake import Intake
@@ -45,25 +46,29 @@ class LayerTaps:
         self._layout, self._tensors, self._intake, self._excluded = layout, tensors, intake, excluded
         self._calls: Counter[str] = Counter()  # per module in one forward of the model
         self._seen: dict[tuple[str, torch.Size, torch.Size], set[tuple[int, int] | None]] = {}
-        self._calibrating, self._trial_rows = False, 0
+        self._calibration: Calibration | None = None  # while trial runs are made
+        self._trial_rows = 0  # examples of the one in progress
         self._inside = 0  # depth of calls of the model
 
     @contextmanager
-    def trials(self) -> Iterator[None]:
+    def trials(self, calibration: Calibration) -> Iterator[None]:
         """Hold everything back while the trial runs are made, also the backwards within them.
+
+        Args:
+            calibration: What makes them, and is told of every layer call.
 
         Yields:
             Nothing.
         """
-        self._calibrating = True
+        self._calibration = calibration
         try:
             yield
         finally:
-            self._calibrating = False
+            self._calibration = None
 
     @contextmanager
     def trial(self, rows: int) -> Iterator[None]:
-        """Note where the layers of one trial run have their examples.
+        """Let the calibration note the layer calls of one trial run.
 
         Args:
             rows: Examples in this run.
@@ -122,12 +127,13 @@ class LayerTaps:
             if y is not None:
                 return y
         y = inner(*args, **kwargs)
-        if not isinstance(x, Tensor) or (self._calibrating and not self._trial_rows):
+        calibration = self._calibration
+        if not isinstance(x, Tensor) or (calibration is not None and not self._trial_rows):
             return y  # the latter where a trial's own backward repeats a checkpoint
         key = (name, self._calls[name])
         self._calls[name] += 1
-        if self._trial_rows:
-            self._layout.note(key, layer, x, y, self._trial_rows)
+        if calibration is not None:
+            calibration.note(key, layer, x, y, self._trial_rows)
             return y
         parameters = {k: p for k, p in own_parameters(layer).items() if p not in self._excluded}
         seen = torch.is_grad_enabled() and y.requires_grad  # by autograd
@@ -159,7 +165,7 @@ class LayerTaps:
 
         The decision depends on the module and its input alone, so that a checkpoint repeats it.
         """
-        if self.leaf is None or self._calibrating or not self._layout.examples_first(name):
+        if self.leaf is None or self._calibration is not None or not self._layout.examples_first(name):
             return None
         taken = fused_call(layer, fused, x, self.leaf)
         parameters = own_parameters(layer)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from adadagrad.core.errors import AdadagradError, InvalidMeasurement, StepError
+from adadagrad.statistics.calibration import Calibration
 from adadagrad.statistics.calls import SEVERAL_BACKWARDS
 from adadagrad.statistics.fallback import ModelCall
 from adadagrad.statistics.intake import Intake
@@ -136,8 +137,9 @@ class Recorder:
         """Find where the examples are, before the forward that is measured."""
         started = time.perf_counter()
         try:
-            with self._layers.trials():
-                self._layout.calibrate(self._model, partial(self._trial, inner), args, kwargs, n, self._raw)
+            calibration = Calibration(self._model, self._layout)
+            with self._layers.trials(calibration):
+                calibration.run(partial(self._trial, inner), args, kwargs, n, self._raw)
         except AdadagradError as error:
             self.intake.fail(error)
         self.intake.seconds += time.perf_counter() - started

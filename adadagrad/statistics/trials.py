@@ -1,4 +1,4 @@
-"""The trial runs that `layout.py` reads: which examples, what is compared, and that the model stays as it was.
+"""The trial runs that `calibration.py` reads: which examples, what is compared, and that the model stays as it was.
 
 Two runs differ in their last example only and use the same random numbers and shapes, so the outputs of the
 others must agree. Where they do not, the model mixes examples (a batch normalisation written by hand, say), and

@@ -1,0 +1,168 @@
+"""How it is found where the examples are: trial runs before the first measured forward.
+
+A layer whose input happens to have n rows need not have n examples: position ids ``arange(T)`` with T = n look
+just like a batch, and taking their rows for examples gives wrong numbers without an error. So before the first
+measured forward the model makes three trial runs on a few examples (`trials.py`): on m + 1, on m + 1 of which
+the last is another one, and on m + 2. A dimension that grows from m + 1 to m + 2 is the batch. A layer where
+none grows is shared by all examples; so is one whose first m rows change with the last example, because the
+model has put the examples in another order there (sorted them by length, say). Where something is shared, two more
+runs find where it meets the examples (`meetings.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node, saved_tensors_hooks
+
+from adadagrad.core.errors import BatchCoupledModule, InvalidMeasurement
+from adadagrad.statistics.broadcast import CallKey
+from adadagrad.statistics.layout import EVERY, Layout
+from adadagrad.statistics.meetings import find_meetings
+from adadagrad.statistics.planner import LayerSize
+from adadagrad.statistics.trials import Fingerprint, agree, grown_dim, rows_to_try, select, untouched
+
+Forward: TypeAlias = Callable[[int, Any, dict[str, Any]], Any]
+"""Runs the model on so many examples, given arguments and keyword arguments."""
+
+_PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Layers whose cost is that of a matrix product."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """One layer call of one trial run: shapes of input and output, and the input's rows in brief."""
+
+    x: torch.Size
+    y: torch.Size
+    rows: dict[int, Fingerprint]
+
+
+class Calibration:
+    """The trial runs before one forward; each layer call in them must come to `note`.
+
+    Args:
+        model: The model, for its buffers and devices.
+        layout: Where the findings go.
+    """
+
+    def __init__(self, model: nn.Module, layout: Layout) -> None:
+        self._model, self._layout = model, layout
+        self._run: dict[CallKey, _Seen] = {}  # of the run in progress, as the others
+        self._sizes: dict[CallKey, LayerSize] = {}
+        self._nodes: dict[CallKey, tuple[Node | None, torch.Size]] = {}
+
+    def note(self, key: CallKey, layer: nn.Module, x: Tensor, y: Tensor, rows: int) -> None:
+        """Take in one layer call of a trial run.
+
+        Args:
+            key: Name and call number.
+            layer: The module.
+            x: Its input.
+            y: Its output.
+            rows: Examples in this run.
+        """
+        prints = {dim: Fingerprint.of(x, dim) for dim, size in enumerate(x.shape) if size == rows}
+        self._run[key] = _Seen(x.shape, y.shape, prints)
+        self._nodes[key] = (y.grad_fn, y.shape)
+        weights = sum(p.numel() for p in layer.parameters(recurse=False) if p.requires_grad and p.dim() > 1)
+        channels = layer.weight.shape[0] if isinstance(layer, _PRODUCTS) else 1
+        rows = max(1, y.shape[0]) if y.dim() else 1
+        positions = max(1, y.numel() // (rows * channels))
+        activations = (x.numel() + y.numel()) // rows
+        self._sizes[key] = LayerSize(weights if isinstance(layer, _PRODUCTS) else 0, positions, activations)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def run(self, forward: Forward, args: Any, kwargs: Any, n: int, raw: Mapping[nn.Parameter, CallKey]) -> None:
+        """Make the trial runs; each layer call in them must come to `note`.
+
+        Args:
+            forward: Runs the model on so many examples, given arguments and keyword arguments.
+            args: Its positional arguments, with n examples.
+            kwargs: Its keyword arguments.
+            n: Number of examples.
+            raw: Parameters that no layer with a rule owns, with their keys.
+
+        Raises:
+            InvalidMeasurement: The model does not run on these examples.
+            BatchCoupledModule: An example's output depends on another example.
+        """
+        m, other = rows_to_try((args, kwargs), n)
+        extras = ([0], [other], [0, 0]) if other is not None else ([0], [0, 0])
+        outputs, runs = [], []
+        for extra in extras:
+            self._run, self._sizes = {}, {}
+            rows = [*range(m), *extra]
+            some_args, some_kwargs = select((args, kwargs), n, rows)
+            try:
+                with untouched(self._model), torch.no_grad():
+                    outputs.append(forward(len(rows), some_args, some_kwargs))
+            except Exception as error:
+                raise InvalidMeasurement(
+                    f"the batch dimension could not be found: the model fails on {len(rows)} examples made from a "
+                    f"batch of {n} ({error}). Use PerExample(calibrate=False) if the first dimension of every "
+                    "layer's input and output is the batch, or MicroBatch()"
+                ) from error
+            runs.append(self._run)
+        if other is not None and not agree(outputs[0], outputs[1], m):
+            raise BatchCoupledModule(
+                "an example's output depends on the other examples of its batch, so a per-example gradient does "
+                "not exist; use estimator=MicroBatch()"
+            )
+        dims: dict[CallKey, tuple[int, int] | None] = {}
+        short, longer = (Counter(name for name, _ in run) for run in (runs[0], runs[-1]))
+        for name in short.keys() & longer.keys():
+            if short[name] != longer[name]:
+                dims[name, EVERY] = None
+        for key, seen in runs[0].items():
+            if key in runs[-1]:
+                dims[key] = _batch_dims(seen, runs[1].get(key), runs[-1][key], m)
+        known = {**self._layout.dims, **dims}
+        shared = {key for key in self._run if known.get(key, (0, 0)) is None}
+        if raw or shared:
+            self._meet(forward, (args, kwargs), n, m, raw, shared)
+        self._layout.found(dims, self._sizes, compared=other is not None)
+
+    def _meet(
+        self,
+        forward: Forward,
+        arguments: Any,
+        n: int,
+        m: int,
+        raw: Mapping[nn.Parameter, CallKey],
+        shared: set[CallKey],
+    ) -> None:
+        """Find where shared tensors meet the examples; what cannot be found is left to the fallback."""
+
+        def run(rows: list[int]) -> tuple[Any, dict[Node, tuple[CallKey, torch.Size]]]:
+            self._nodes = {}
+            args, kwargs = select(arguments, n, rows)
+            # A checkpoint around the model must not take what the trial saves for its own.
+            with untouched(self._model), torch.enable_grad(), saved_tensors_hooks(_itself, _itself):
+                output = forward(len(rows), args, kwargs)
+            return output, {
+                node: (key, shape) for key, (node, shape) in self._nodes.items() if node is not None and key in shared
+            }
+
+        with contextlib.suppress(Exception):
+            self._layout.meetings.update(find_meetings(run, raw, m))
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _batch_dims(first: _Seen, second: _Seen | None, longer: _Seen, m: int) -> tuple[int, int] | None:
+    """Return the batch dimensions of a call seen in all runs; None if the examples do not lie there in order."""
+    x, y = grown_dim(first.x, longer.x, m + 1), grown_dim(first.y, longer.y, m + 1)
+    if x is None or y is None:
+        return None
+    if second is not None and second.x == first.x and not first.rows[x].agrees(second.rows[x], m):
+        return None
+    return x, y
