@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +13,9 @@ from torch import Tensor, nn
 from adadagrad.core.comm import world_size
 from adadagrad.core.errors import AdadagradError, InvalidMeasurement
 from adadagrad.core.records import GradientStatistics
-from adadagrad.core.vectors import refuse_sparse, squared_norm
+from adadagrad.core.vectors import squared_norm
 from adadagrad.statistics import coverage
+from adadagrad.statistics.accounting import Accounting
 from adadagrad.statistics.base import AbstractInstrument, Coefficients, Request
 from adadagrad.statistics.example_step import ExampleStep, example_weights
 from adadagrad.statistics.examples import Examples
@@ -28,9 +28,7 @@ from adadagrad.statistics.taps import patched_forwards
 class ExampleInstrument(AbstractInstrument):
     """`PerExample` at work on one model; see `AbstractInstrument` for the order of calls.
 
-    The first measured step verifies that the rules account for the whole gradient of every parameter; so do the
-    second, third, fifth, ninth and so on, in case the model has come to use a weight in another way. These steps
-    make trial runs too.
+    The steps that verify (see `Accounting`) make trial runs too.
 
     Args:
         model: The model.
@@ -42,14 +40,15 @@ class ExampleInstrument(AbstractInstrument):
     def __init__(self, model: nn.Module, request: Request, calibrate: bool = True, fuse: bool = True) -> None:
         coverage.refuse_batch_coupled(model)
         self.model, self.request, self.seconds = model, request, 0.0
-        self.fallback: dict[str, nn.Parameter] = {}
         self._calibrate, self._fuse = calibrate, fuse
         self._layout = Layout()
-        self._announced: set[str] = set()
-        self._verified: set[nn.Parameter] = set()
-        self._measured = 0  # steps
-        self._verify_next = True
+        self._accounting = Accounting()
         self._step: ExampleStep | None = None
+
+    @property
+    def fallback(self) -> dict[str, nn.Parameter]:
+        """Parameters that the model is rerun for, by qualified name."""
+        return self._accounting.fallback
 
     @contextmanager
     def micro_batch(self, num_examples: int | None = None, coefficients: Coefficients = None) -> Iterator[None]:
@@ -60,7 +59,7 @@ class ExampleInstrument(AbstractInstrument):
         first = self._step is None
         if first:
             coverage.refuse_leftovers(parameters)
-        verify = first and (self._verify_next or self._measured.bit_count() <= 1)
+        verify = first and self._accounting.due
         self._layout.calibrated &= not verify
         keep_all = verify or self.request.inner_products or self.request.coordinates is not None
         recorder = Recorder(
@@ -91,16 +90,19 @@ class ExampleInstrument(AbstractInstrument):
             try:
                 recorder.gather()
                 changed = coverage.changed_since(marks, parameters.values())
-                _check(recorder, parameters, changed)
-                self._cover(recorder, parameters, changed, verify=verify)
+                recorder.check(parameters, changed)
+                counted = recorder.intake.counted - recorder.shared
+                self._accounting.cover(parameters, changed, counted, recorder.intake.kept, verify=verify)
                 self._read(step, recorder, before, coefficients)
             except AdadagradError as error:  # the gradient is whole; only the measurement has failed
                 step.failure = error
             except Exception as error:
                 step.failure = InvalidMeasurement(f"the measurement failed ({type(error).__name__}: {error})")
                 step.failure.__cause__ = error
-        self._measured += first
-        self._verify_next |= step.failure is not None
+        if first:
+            self._accounting.count_step()
+        if step.failure is not None:
+            self._accounting.doubt()
         self.seconds += time.perf_counter() - started + recorder.intake.seconds
 
     def close_group(self) -> None:
@@ -133,7 +135,7 @@ class ExampleInstrument(AbstractInstrument):
             try:
                 statistics = step.statistics(self._gradients(), self.request, num_examples, weight_sq_sum, scale)
             except InvalidMeasurement:
-                self._verify_next = True
+                self._accounting.doubt()
                 raise
         self.seconds += time.perf_counter() - started
         return statistics
@@ -157,46 +159,16 @@ class ExampleInstrument(AbstractInstrument):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the batch dimensions and sizes of all layer calls, and what the fallback counts."""
-        return {
-            "measured": self._measured,
-            "verify_next": self._verify_next,
-            "verified": [name for name, p in self.model.named_parameters() if p in self._verified],
-            "fallback": list(self.fallback),
-            **self._layout.state_dict(),
-        }
+        return {**self._accounting.state_dict(self.model), **self._layout.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what another instrument on the same model has learnt."""
-        parameters = dict(self.model.named_parameters())
-        if not set(state["fallback"]) <= parameters.keys():
-            return
-        self.fallback = {name: parameters[name] for name in state["fallback"]}
-        self._announced = set(self.fallback)
-        self._measured, self._verify_next = state["measured"], state["verify_next"]
-        self._verified = {parameters[name] for name in state["verified"]}
-        self._layout = Layout.of(state)
+        accounting = Accounting.of(state, self.model)
+        if accounting is not None:
+            self._accounting, self._layout = accounting, Layout.of(state)
 
     def _gradients(self) -> dict[nn.Parameter, Tensor]:
         return {p: p.grad for p in self.model.parameters() if p.requires_grad and p.grad is not None}
-
-    def _cover(
-        self, recorder: Recorder, parameters: dict[str, nn.Parameter], changed: set[nn.Parameter], *, verify: bool
-    ) -> None:
-        """See that every gradient is counted; move what rules cannot count to the fallback."""
-        ruled = changed - set(self.fallback.values())
-        uncounted = ruled - (recorder.intake.counted - recorder.shared)
-        if verify:
-            whole = {p: p.grad for p in ruled - uncounted if p.grad is not None}
-            uncounted |= coverage.miscounted(recorder.intake.kept, whole)
-            self._verified |= ruled - uncounted
-            self._verify_next = False
-        names = {name: p for name, p in parameters.items() if p in uncounted | (ruled - self._verified)}
-        if not names:
-            return
-        if not verify:
-            self._layout.calibrated = False
-            raise InvalidMeasurement(f"{', '.join(names)} received a gradient on a path that was not seen before")
-        self.fallback.update(names)
 
     def _read(
         self, step: ExampleStep, recorder: Recorder, before: dict[str, Tensor | None], coefficients: Coefficients
@@ -208,38 +180,7 @@ class ExampleInstrument(AbstractInstrument):
         if self.fallback:
             expected = {name: _added(p.grad, before.get(name)) for name, p in self.fallback.items()}
             coverage.check_rerun(examples.rerun_sums, expected, list(self._gradients().values()), examples.types)
-            self._announce()
-
-    def _announce(self) -> None:
-        """Say once for each parameter that it is counted by a rerun, now that one has succeeded."""
-        names = [name for name in self.fallback if name not in self._announced]
-        self._announced.update(names)
-        if names:
-            warnings.warn(
-                f"{', '.join(names)}: no rule counts this gradient, so the model is rerun example by example for it "
-                "when it is measured: exact, but slower. MicroBatch() is an alternative",
-                stacklevel=6,
-            )
-
-
-def _check(recorder: Recorder, parameters: dict[str, nn.Parameter], changed: set[nn.Parameter]) -> None:
-    """Refuse a micro-batch whose backward did not go through the whole model into `.grad`."""
-    if recorder.intake.failure is not None:
-        raise recorder.intake.failure
-    if recorder.leaf is None:
-        raise InvalidMeasurement("the model itself was not called inside the measurement; call model(...)")
-    if not changed:
-        raise InvalidMeasurement(
-            "no backward ran inside the measurement, or it added to no .grad: call loss.backward() there, and let "
-            "the optimizer step after it"
-        )
-    for p in changed:
-        refuse_sparse(cast(Tensor, p.grad))
-    lost = [name for name, p in parameters.items() if p in recorder.intake.counted - changed]
-    if lost or (recorder.intake.delivered and recorder.leaf.grad is None):
-        raise InvalidMeasurement(
-            f"the backward left out {', '.join(lost) or 'the measurement'}: call loss.backward() without inputs="
-        )
+            self._accounting.announce(stacklevel=5)
 
 
 def _added(after: Tensor | None, before: Tensor | None) -> Tensor | None:

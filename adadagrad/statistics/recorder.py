@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import partial
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from adadagrad.core.errors import AdadagradError, InvalidMeasurement, StepError
+from adadagrad.core.vectors import refuse_sparse
 from adadagrad.statistics.calibration import Calibration
 from adadagrad.statistics.calls import SEVERAL_BACKWARDS
 from adadagrad.statistics.fallback import ModelCall
@@ -97,6 +99,34 @@ class Recorder:
         """Count what came to shared tensors, once the backward is over."""
         for entry in self._tensors.kept_calls(self._model):
             self.intake.keep(entry)
+
+    def check(self, parameters: Mapping[str, nn.Parameter], changed: set[nn.Parameter]) -> None:
+        """Refuse a micro-batch whose backward did not go through the whole model into `.grad`.
+
+        Args:
+            parameters: The trainable parameters by name.
+            changed: Those that received a gradient.
+
+        Raises:
+            Exception: Whatever has failed since the forward.
+            InvalidMeasurement: Forward or backward are missing, or the backward left something out.
+        """
+        if self.intake.failure is not None:
+            raise self.intake.failure
+        if self.leaf is None:
+            raise InvalidMeasurement("the model itself was not called inside the measurement; call model(...)")
+        if not changed:
+            raise InvalidMeasurement(
+                "no backward ran inside the measurement, or it added to no .grad: call loss.backward() there, and let "
+                "the optimizer step after it"
+            )
+        for p in changed:
+            refuse_sparse(cast(Tensor, p.grad))
+        lost = [name for name, p in parameters.items() if p in self.intake.counted - changed]
+        if lost or (self.intake.delivered and self.leaf.grad is None):
+            raise InvalidMeasurement(
+                f"the backward left out {', '.join(lost) or 'the measurement'}: call loss.backward() without inputs="
+            )
 
     def _forward(self, inner: Forward, *args: Any, **kwargs: Any) -> Any:
         """Return the model's output; what replaces its forward."""
