@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from adadagrad.core.comm import world_size
-from adadagrad.core.errors import AdadagradError, InvalidMeasurement
+from adadagrad.core.errors import InvalidMeasurement
 from adadagrad.core.records import GradientStatistics
-from adadagrad.core.vectors import squared_norm
 from adadagrad.statistics import coverage
 from adadagrad.statistics.accounting import Accounting
 from adadagrad.statistics.base import AbstractInstrument, Coefficients, Request
@@ -73,9 +72,11 @@ class ExampleInstrument(AbstractInstrument):
             calibrate=self._calibrate,
         )
         marks = coverage.mark_gradients(parameters.values())
-        before = {name: None if p.grad is None else p.grad.clone() for name, p in self.fallback.items()}
         forwards = recorder.forwards()
         step = self._step = ExampleStep() if self._step is None else self._step
+        before: dict[str, Tensor | None] = {}
+        with step.part.protect():
+            before = {name: None if p.grad is None else p.grad.clone() for name, p in self.fallback.items()}
         self.seconds += time.perf_counter() - started
         try:
             with patched_forwards(forwards):
@@ -86,36 +87,28 @@ class ExampleInstrument(AbstractInstrument):
         finally:
             recorder.close()
         started = time.perf_counter()
-        with torch.no_grad():
-            try:
-                recorder.gather()
-                changed = coverage.changed_since(marks, parameters.values())
-                recorder.check(parameters, changed)
-                counted = recorder.intake.counted - recorder.shared
-                self._accounting.cover(parameters, changed, counted, recorder.intake.kept, verify=verify)
-                self._read(step, recorder, before, coefficients)
-            except AdadagradError as error:  # the gradient is whole; only the measurement has failed
-                step.failure = error
-            except Exception as error:
-                step.failure = InvalidMeasurement(f"the measurement failed ({type(error).__name__}: {error})")
-                step.failure.__cause__ = error
+        with step.part.protect():
+            recorder.gather()
+            changed = coverage.changed_since(marks, parameters.values())
+            recorder.check(parameters, changed)
+            counted = recorder.intake.counted - recorder.shared
+            self._accounting.cover(parameters, changed, counted, recorder.intake.kept, verify=verify)
+            self._read(step, recorder, before, coefficients)
         if first:
             self._accounting.count_step()
-        if step.failure is not None:
+        if step.part.failure is not None:
             self._accounting.doubt()
         self.seconds += time.perf_counter() - started + recorder.intake.seconds
 
     def close_group(self) -> None:
         """Note the measured part's gradient before other micro-batches add to it."""
-        if self._step is None or self._step.failure is not None:
+        if self._step is None or self._step.part.failure is not None:
             return
+        part = self._step.part
         if world_size() > 1:
-            self._step.failure = InvalidMeasurement("a measured part of a step needs a single process in this version")
+            part.failure = InvalidMeasurement("a measured part of a step needs a single process in this version")
             return
-        gradients = self._gradients()
-        self._step.group_norm_sq = float(squared_norm(list(gradients.values())))
-        if self.request.coordinates is not None:
-            self._step.group = {p: gradient.detach().clone() for p, gradient in gradients.items()}
+        part.close(self._gradients(), copy=self.request.coordinates is not None)
 
     def finish(
         self, num_examples: int | None = None, weight_sq_sum: float | None = None, scale: float = 1.0
@@ -129,8 +122,8 @@ class ExampleInstrument(AbstractInstrument):
         step, self._step = self._step, None
         if step is None:
             raise InvalidMeasurement("nothing was measured: run forward and backward inside the measurement first")
-        if step.failure is not None:
-            raise step.failure
+        if step.part.failure is not None:
+            raise step.part.failure
         with torch.no_grad():
             try:
                 statistics = step.statistics(self._gradients(), self.request, num_examples, weight_sq_sum, scale)

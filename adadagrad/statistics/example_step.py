@@ -14,6 +14,7 @@ from adadagrad.statistics.base import Coefficients, Request
 from adadagrad.statistics.coordinate import coordinate_variances, reduce_ratio
 from adadagrad.statistics.coverage import tolerance
 from adadagrad.statistics.examples import Examples
+from adadagrad.statistics.measured_part import MeasuredPart
 from adadagrad.statistics.sums import WeightedSums
 
 
@@ -25,17 +26,13 @@ class ExampleStep:
         sums: The scalars.
         kept: Examples with their c_i, for inner products.
         square_sums: sum c_i g_ij^2 of every parameter, float64.
-        group_norm_sq: |G|^2 of the measured part where the step goes on without measuring.
-        group: G itself, for coordinates of a part.
-        failure: Why there will be no statistics.
+        part: Their gradient where the step goes on without measuring.
     """
 
     sums: WeightedSums = field(default_factory=WeightedSums)
     kept: list[tuple[Examples, Tensor]] = field(default_factory=list)
     square_sums: dict[nn.Parameter, Tensor] = field(default_factory=dict)
-    group_norm_sq: float | None = None
-    group: dict[nn.Parameter, Tensor] = field(default_factory=dict)
-    failure: Exception | None = None
+    part: MeasuredPart = field(default_factory=MeasuredPart)
 
     def add(self, examples: Examples, weights: Tensor, request: Request) -> None:
         """Take in one micro-batch.
@@ -80,7 +77,7 @@ class ExampleStep:
             InvalidMeasurement: No example had a positive weight.
         """
         s = float(squared_norm(list(gradients.values())))
-        part = self.group_norm_sq is not None
+        part = self.part.norm_sq is not None
         if request.inner_products:
             for examples, weights in self.kept:
                 rows = weights != 0
@@ -97,7 +94,7 @@ class ExampleStep:
         return GradientStatistics(
             num_examples=num_examples if num_examples is not None else sums.units,
             grad_norm_sq=s,
-            variance_trace=sums.variance_trace(s if self.group_norm_sq is None else self.group_norm_sq),
+            variance_trace=sums.variance_trace(s if self.part.norm_sq is None else self.part.norm_sq),
             inner_product_variance=sums.inner_product_variance() if request.inner_products else None,
             coordinate_ratio=ratio,
             num_units=sums.units,
@@ -120,7 +117,7 @@ class ExampleStep:
         self, gradients: dict[nn.Parameter, Tensor], request: Request, sums: WeightedSums, scale: float
     ) -> float | None:
         assert request.coordinates is not None
-        group = self.group or gradients
+        group = self.part.gradients or gradients
         order = [p for p in gradients if p in self.square_sums or p in group]
         square_sums = [scale * self.square_sums.get(p, torch.zeros_like(p, dtype=torch.float64)) for p in order]
         variances = coordinate_variances(square_sums, [group.get(p, torch.zeros_like(p)) for p in order], sums)

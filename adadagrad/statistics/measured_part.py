@@ -1,0 +1,57 @@
+"""What both estimators keep of a step in progress: the gradient of its measured part, and why there is no statistic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from adadagrad.core.errors import AdadagradError, InvalidMeasurement
+from adadagrad.core.vectors import squared_norm
+
+
+@dataclass(slots=True)
+class MeasuredPart:
+    """The measured part of a step.
+
+    Args:
+        norm_sq: |G|^2 of its weighted sum, noted where the step goes on without measuring; None where it does not.
+        gradients: G itself, for coordinates of a part.
+        failure: Why there will be no statistics: the first error.
+    """
+
+    norm_sq: float | None = None
+    gradients: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+    failure: Exception | None = None
+
+    def close(self, gradients: Mapping[nn.Parameter, Tensor], *, copy: bool) -> None:
+        """Note the part's gradient before other micro-batches add to it; an error is noted instead.
+
+        Args:
+            gradients: What `.grad` holds now.
+            copy: Whether the gradient itself will be needed.
+        """
+        with self.protect():
+            self.norm_sq = float(squared_norm(list(gradients.values())))
+            if copy:
+                self.gradients = {p: gradient.detach().clone() for p, gradient in gradients.items()}
+
+    @contextmanager
+    def protect(self) -> Iterator[None]:
+        """Turn an error into a failure of the measurement: the step's gradient is whole, and training goes on.
+
+        Yields:
+            Nothing; no graph is built inside.
+        """
+        try:
+            with torch.no_grad():
+                yield
+        except AdadagradError as error:
+            self.failure = self.failure or error
+        except Exception as error:  # out of memory, most likely
+            failure = InvalidMeasurement(f"the measurement failed ({type(error).__name__}: {error})")
+            failure.__cause__ = error
+            self.failure = self.failure or failure

@@ -1,0 +1,133 @@
+"""What one measured step of `MicroBatch` gathers, and the four numbers made of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from adadagrad.core.comm import all_reduce_sum, sum_scalars
+from adadagrad.core.errors import InvalidMeasurement
+from adadagrad.core.records import GradientStatistics
+from adadagrad.core.vectors import inner_product, squared_norm
+from adadagrad.statistics.base import Request
+from adadagrad.statistics.coordinate import reduce_ratio
+from adadagrad.statistics.measured_part import MeasuredPart
+
+
+@dataclass(slots=True)
+class _Unit:
+    """One micro-batch: n_k, C_k = sum c_i, |C_k u_k|^2, and the gradients C_k u_k where they are needed."""
+
+    num_examples: int
+    weight: float
+    norm_sq: Tensor
+    gradients: dict[nn.Parameter, Tensor]
+
+
+@dataclass(slots=True)
+class UnitStep:
+    """The units measured so far in one step.
+
+    Args:
+        units: The units.
+        square_sums: sum n_k u_kj^2 of every parameter, float64.
+        part: Their gradient where the step goes on without measuring.
+    """
+
+    units: list[_Unit] = field(default_factory=list)
+    square_sums: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+    part: MeasuredPart = field(default_factory=MeasuredPart)
+
+    def add(self, gradients: dict[nn.Parameter, Tensor], n: int, weight: float, request: Request) -> None:
+        """Take in one micro-batch.
+
+        Args:
+            gradients: C_k u_k, what its backward has added to `.grad`.
+            n: n_k, its examples.
+            weight: C_k, their weights in sum.
+            request: The numbers wanted.
+
+        Raises:
+            InvalidMeasurement: The weights do not add up to more than 0.
+        """
+        if not weight > 0:
+            raise InvalidMeasurement(f"the weights of a measured micro-batch must add up to > 0, got {weight}")
+        kept = {p: gradient.clone() for p, gradient in gradients.items()} if request.inner_products else {}
+        self.units.append(_Unit(n, weight, squared_norm(list(gradients.values())), kept))
+        if request.coordinates is not None:
+            for p, gradient in gradients.items():
+                square = (gradient.double() / weight).square() * n
+                self.square_sums[p] = self.square_sums.get(p, 0) + square
+
+    def statistics(
+        self,
+        gradients: dict[nn.Parameter, Tensor],
+        request: Request,
+        num_examples: int | None,
+        weight_sq_sum: float | None,
+        scale: float,
+    ) -> GradientStatistics:
+        """Return the four numbers.
+
+        Args:
+            gradients: The step's final mean gradient.
+            request: The numbers wanted.
+            num_examples: b; None means the measured ones.
+            weight_sq_sum: Sum of the squared weights; None means 1 / b.
+            scale: Factor by which the gradients have been multiplied since the backward.
+
+        Returns:
+            The record.
+        """
+        s = float(squared_norm(list(gradients.values())))
+        units, part = self.units, self.part
+        squares = sum(unit.num_examples * float(unit.norm_sq) / unit.weight**2 for unit in units)
+        count, total, weight, squares = sum_scalars(
+            len(units), sum(unit.num_examples for unit in units), sum(unit.weight for unit in units), squares
+        )
+        # The mean gradient over the measured units: .grad itself (scaled since), or the noted part of it.
+        divisor = weight * (scale if part.norm_sq is None else 1.0)
+        mean_sq = (s if part.norm_sq is None else part.norm_sq) / divisor**2
+        freedom = count - 1
+        ratio = None
+        if request.coordinates is not None and freedom > 0:
+            ratio = self._ratio(gradients, request, total, divisor, freedom)
+        return GradientStatistics(
+            num_examples=num_examples if num_examples is not None else int(total),
+            grad_norm_sq=s,
+            variance_trace=max(squares - total * mean_sq, 0.0) / freedom if freedom > 0 else math.nan,
+            inner_product_variance=self._inner(gradients, total, freedom) if request.inner_products else None,
+            coordinate_ratio=ratio,
+            num_units=int(count),
+            kind="micro_batch",
+            weight_sq_sum=weight_sq_sum,
+        )
+
+    def _inner(self, gradients: dict[nn.Parameter, Tensor], total: float, freedom: float) -> float:
+        """Return sum n_k (p_k - pbar)^2 / (K - 1) over all ranks with p_k = <u_k, g>; our extension, derived."""
+        units, products = self.units, []
+        for unit in units:
+            shared = [p for p in unit.gradients if p in gradients]
+            product = inner_product([unit.gradients[p] for p in shared], [gradients[p] for p in shared])
+            products.append(float(product) / unit.weight)
+        (weighted,) = sum_scalars(sum(unit.num_examples * p for unit, p in zip(units, products, strict=True)))
+        deviations = [unit.num_examples * (p - weighted / total) ** 2 for unit, p in zip(units, products, strict=True)]
+        (spread,) = sum_scalars(sum(deviations))
+        return spread / freedom if freedom > 0 else math.nan
+
+    def _ratio(
+        self, gradients: dict[nn.Parameter, Tensor], request: Request, total: float, divisor: float, freedom: float
+    ) -> float | None:
+        """Return the coordinate ratio over all ranks; `total` examples, the mean is the sum over `divisor`."""
+        assert request.coordinates is not None
+        group = self.part.gradients or gradients
+        order = [p for p in gradients if p in self.square_sums or p in group]
+        means = [group[p].double() / divisor for p in order]
+        q = [all_reduce_sum(self.square_sums.get(p, torch.zeros_like(p, dtype=torch.float64))) for p in order]
+        spread = [((a - total * m.square()) / freedom).clamp_(min=0) for a, m in zip(q, means, strict=True)]
+        moment = request.second_moment
+        moments = None if moment is None else [moment(p) for p in order]
+        return reduce_ratio(spread, [gradients[p] for p in order], request.coordinates, moments)
