@@ -15,21 +15,20 @@ GradientMarks = dict[nn.Parameter, tuple[int, int]]
 """Identity and version of every gradient, to see afterwards which ones a backward has changed."""
 
 
-def refuse_batch_coupled(model: nn.Module) -> None:
-    """Refuse modules that normalise over the batch.
+def refuse_batch_coupled(found: tuple[str, nn.Module] | None) -> None:
+    """Refuse a model that normalises over the batch.
 
     Args:
-        model: The model to be measured.
+        found: Name and module of the first part of it that does, if any.
 
     Raises:
         BatchCoupledModule: A BatchNorm (or SyncBatchNorm) computes its statistics from the batch, or an embedding
             divides gradients by how often a token occurs in it.
     """
-    name = batch_coupled_module(model)
-    if name is not None:
+    if found is not None:
         raise BatchCoupledModule(
-            f"{name} computes its statistics from the whole batch, so a per-example gradient does not exist: use "
-            "estimator=MicroBatch(), put a BatchNorm into eval mode or replace it by GroupNorm, build an Embedding "
+            f"{_words(*found)} computes its statistics from the whole batch, so a per-example gradient does not exist: "
+            "use estimator=MicroBatch(), put a BatchNorm into eval mode or replace it by GroupNorm, build an Embedding "
             "without scale_grad_by_freq"
         )
 
@@ -37,20 +36,22 @@ def refuse_batch_coupled(model: nn.Module) -> None:
 def batch_coupled_module(model: nn.Module) -> str | None:
     """Return name and class of the first module that normalises over the batch, None if there is none."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            coupled = module.training or module.running_mean is None
-        else:
-            coupled = _divides_by_frequency(module)
-        if coupled:
-            return f"{name or 'the model'} ({type(module).__name__})"
+        if is_batch_coupled(module):
+            return _words(name, module)
     return None
 
 
-def _divides_by_frequency(module: nn.Module) -> bool:
-    """Whether the gradient of a token depends on how often the whole batch holds it."""
-    if not isinstance(module, nn.Embedding | nn.EmbeddingBag):
-        return False
-    return module.scale_grad_by_freq and module.weight.requires_grad
+def is_batch_coupled(module: nn.Module) -> bool:
+    """Return whether the module by itself, as it is now, gives an example a gradient that depends on the others."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return module.training or module.running_mean is None
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):  # divides by how often the whole batch holds a token
+        return module.scale_grad_by_freq and module.weight.requires_grad
+    return False
+
+
+def _words(name: str, module: nn.Module) -> str:
+    return f"{name or 'the model'} ({type(module).__name__})"
 
 
 def refuse_leftovers(parameters: Mapping[str, nn.Parameter]) -> None:

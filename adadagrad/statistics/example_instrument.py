@@ -21,6 +21,7 @@ from adadagrad.statistics.examples import Examples
 from adadagrad.statistics.layout import Layout
 from adadagrad.statistics.planner import StepSize, measured_seconds, plain_seconds
 from adadagrad.statistics.recorder import Recorder
+from adadagrad.statistics.survey import Survey
 from adadagrad.statistics.taps import patched_forwards
 
 
@@ -37,7 +38,7 @@ class ExampleInstrument(AbstractInstrument):
     """
 
     def __init__(self, model: nn.Module, request: Request, calibrate: bool = True, fuse: bool = True) -> None:
-        coverage.refuse_batch_coupled(model)
+        coverage.refuse_batch_coupled(Survey.of(model).coupled)
         self.model, self.request, self.seconds = model, request, 0.0
         self._calibrate, self._fuse = calibrate, fuse
         self._layout = Layout()
@@ -53,8 +54,9 @@ class ExampleInstrument(AbstractInstrument):
     def micro_batch(self, num_examples: int | None = None, coefficients: Coefficients = None) -> Iterator[None]:
         """Measure the forward and backward inside; see `AbstractInstrument.micro_batch`."""
         started = time.perf_counter()
-        coverage.refuse_batch_coupled(self.model)
-        parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        survey = Survey.of(self.model)
+        coverage.refuse_batch_coupled(survey.coupled)
+        parameters = survey.parameters
         first = self._step is None
         if first:
             coverage.refuse_leftovers(parameters)
@@ -63,6 +65,7 @@ class ExampleInstrument(AbstractInstrument):
         keep_all = verify or self.request.inner_products or self.request.coordinates is not None
         recorder = Recorder(
             self.model,
+            survey,
             self._layout,
             num_examples,
             set(self.fallback.values()),
@@ -90,7 +93,7 @@ class ExampleInstrument(AbstractInstrument):
         with step.part.protect():
             recorder.gather()
             changed = coverage.changed_since(marks, parameters.values())
-            recorder.check(parameters, changed)
+            recorder.check(changed)
             counted = recorder.intake.counted - recorder.shared
             self._accounting.cover(parameters, changed, counted, recorder.intake.kept, verify=verify)
             self._read(step, recorder, before, coefficients)

@@ -33,12 +33,12 @@ class FusedCall:
     Args:
         layer: The module.
         rule: Its fused rule.
-        names: Its parameters, all trainable, in the order in which they are handed to `Fused`.
+        parameters: Its parameters by name, all trainable, in the order in which they are handed to `Fused`.
     """
 
     layer: nn.Module
     rule: AbstractFusedRule[Any]
-    names: tuple[str, ...]
+    parameters: dict[str, nn.Parameter]
 
 
 class Fused(torch.autograd.Function):
@@ -54,7 +54,7 @@ class Fused(torch.autograd.Function):
             leaf: The dummy leaf, float64 (n,).
             call: Layer and rule.
             deliver: What takes the statistic.
-            *parameters: The layer's parameters, in the order of the call's names.
+            *parameters: The layer's parameters, in the call's order.
 
         Returns:
             The output (n, ...).
@@ -111,7 +111,7 @@ def fused_call(layer: nn.Module, rule: AbstractFusedRule[Any] | None, x: Tensor,
     for name in ("weight", "bias"):  # a parametrization takes the name away, a frozen one is not trainable
         if name not in layer._parameters or (layer._parameters[name] is not None and name not in parameters):
             return None
-    return FusedCall(layer, rule, tuple(parameters)) if rule.suits(layer, x) else None
+    return FusedCall(layer, rule, parameters) if rule.suits(layer, x) else None
 
 
 def _add_up(call: FusedCall, parts: ExampleGradients) -> tuple[list[Tensor], Tensor, float]:
@@ -126,12 +126,12 @@ def _add_up(call: FusedCall, parts: ExampleGradients) -> tuple[list[Tensor], Ten
             total = gradient.sum(0)
             sums[name] = sums[name].add_(total) if name in sums else total
     squares = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-    return [sums[name].view_as(getattr(call.layer, name)) for name in call.names], squares, seconds
+    return [sums[name].view_as(getattr(call.layer, name)) for name in call.parameters], squares, seconds
 
 
 def _ordinary(call: FusedCall, x: Tensor, gy: Tensor, *, wants_x: bool) -> tuple[Tensor | None, list[Tensor]]:
     """Return the gradients of input and parameters as autograd computes them."""
-    parameters = [getattr(call.layer, name) for name in call.names]
+    parameters = [getattr(call.layer, name) for name in call.parameters]
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
         inputs = x if keep else x.detach().requires_grad_(wants_x)

@@ -168,9 +168,9 @@ class LayerTaps:
         if self.leaf is None or self._calibration is not None or not self._layout.examples_first(name):
             return None
         taken = fused_call(layer, fused, x, self.leaf)
-        parameters = own_parameters(layer)
-        if taken is None or not self._excluded.isdisjoint(parameters.values()):
+        if taken is None or not self._excluded.isdisjoint(taken.parameters.values()):
             return None
+        parameters = taken.parameters
         call = LayerCall(name, layer, rule, parameters, (0, 0))
         if self._inside:
             self._calls[name] += 1

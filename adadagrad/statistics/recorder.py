@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from functools import partial
 from types import MethodType
 from typing import Any, cast
@@ -20,9 +19,9 @@ from adadagrad.statistics.fallback import ModelCall
 from adadagrad.statistics.intake import Intake
 from adadagrad.statistics.layer_taps import LayerTaps, in_backward
 from adadagrad.statistics.layout import Layout
-from adadagrad.statistics.rules import find_fused, find_rule
-from adadagrad.statistics.rules.base import own_parameters
-from adadagrad.statistics.shared import SharedTensors, raw_parameters
+from adadagrad.statistics.rules import find_fused
+from adadagrad.statistics.shared import SharedTensors
+from adadagrad.statistics.survey import Survey
 from adadagrad.statistics.taps import Forward
 
 
@@ -31,6 +30,7 @@ class Recorder:
 
     Args:
         model: The model.
+        survey: What it is made of now.
         layout: Where the examples are; calibrated here at the model's first call.
         num_examples: n, or None to read it off the model's first tensor argument.
         excluded: Parameters that the fallback counts.
@@ -43,6 +43,7 @@ class Recorder:
     def __init__(
         self,
         model: nn.Module,
+        survey: Survey,
         layout: Layout,
         num_examples: int | None,
         excluded: set[nn.Parameter],
@@ -55,9 +56,9 @@ class Recorder:
         self.intake = Intake(keep_all=keep_all)
         """What the backward brought."""
         self.model_calls: list[ModelCall] = []
-        self._model, self._layout, self._n = model, layout, num_examples
+        self._model, self._survey, self._layout, self._n = model, survey, layout, num_examples
         self._watch_model, self._calibrate, self._fuse = watch_model, calibrate, fuse
-        self._raw = {p: key for p, key in raw_parameters(model).items() if p not in excluded}
+        self._raw = {p: key for p, key in survey.raw.items() if p not in excluded}
         self._tensors = SharedTensors(layout.meetings, self._raw, self.intake.fail)
         self._layers = LayerTaps(layout, self._tensors, self.intake, excluded)
 
@@ -77,16 +78,15 @@ class Recorder:
         Raises:
             StepError: A module is being measured already.
         """
-        found: dict[nn.Module, Forward] = {}
-        for name, module in self._model.named_modules():
+        for name, module in self._survey.replaced:
             if _is_recorded(module):
                 raise StepError(
                     f"{name or 'the model'} is being measured already: leave that measurement before another one starts"
                 )
-            rule = find_rule(module)
-            if rule is not None and own_parameters(module):
-                fused = find_fused(module) if self._fuse else None
-                found[module] = partial(self._layers.forward, name, module, module.forward, rule, fused)
+        found: dict[nn.Module, Forward] = {}
+        for name, module, rule in self._survey.layers:
+            fused = find_fused(module) if self._fuse else None
+            found[module] = partial(self._layers.forward, name, module, module.forward, rule, fused)
         found[self._model] = partial(self._forward, found.get(self._model, self._model.forward))
         return found
 
@@ -100,12 +100,11 @@ class Recorder:
         for entry in self._tensors.kept_calls(self._model):
             self.intake.keep(entry)
 
-    def check(self, parameters: Mapping[str, nn.Parameter], changed: set[nn.Parameter]) -> None:
+    def check(self, changed: set[nn.Parameter]) -> None:
         """Refuse a micro-batch whose backward did not go through the whole model into `.grad`.
 
         Args:
-            parameters: The trainable parameters by name.
-            changed: Those that received a gradient.
+            changed: The parameters that received a gradient.
 
         Raises:
             Exception: Whatever has failed since the forward.
@@ -122,7 +121,7 @@ class Recorder:
             )
         for p in changed:
             refuse_sparse(cast(Tensor, p.grad))
-        lost = [name for name, p in parameters.items() if p in self.intake.counted - changed]
+        lost = [name for name, p in self._survey.parameters.items() if p in self.intake.counted - changed]
         if lost or (self.intake.delivered and self.leaf.grad is None):
             raise InvalidMeasurement(
                 f"the backward left out {', '.join(lost) or 'the measurement'}: call loss.backward() without inputs="

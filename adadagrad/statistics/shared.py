@@ -14,8 +14,6 @@ from torch.autograd.graph import GradientEdge, Node
 from adadagrad.core.errors import InvalidMeasurement
 from adadagrad.statistics.broadcast import RAW, CallKey, Meeting, Use, uses_of
 from adadagrad.statistics.calls import SEVERAL_BACKWARDS, KeptCall, LayerCall
-from adadagrad.statistics.rules import find_rule
-from adadagrad.statistics.rules.base import own_parameters
 from adadagrad.statistics.table import TableRule, through_views
 
 
@@ -152,12 +150,6 @@ class SharedTensors:
             heard.append((use, use.per_example(gradient.detach(), dim)))
         except Exception as error:  # a failing measurement must never harm the backward it rides on
             self._fail(error)
-
-
-def raw_parameters(model: nn.Module) -> dict[nn.Parameter, CallKey]:
-    """Return the trainable parameters that belong to no layer with a rule, with their keys."""
-    ruled = {p for m in model.modules() if find_rule(m) is not None for p in own_parameters(m).values()}
-    return {p: (name, RAW) for name, p in model.named_parameters() if p.requires_grad and p not in ruled}
 
 
 def _as_before(n: int, use: Use, meeting: Meeting) -> bool:

@@ -1,0 +1,69 @@
+"""What a model is made of just before a measured forward: one walk over its modules, which answers all questions.
+
+The walk is made for every measured micro-batch, so that a module that was added, replaced, frozen or put into training
+mode since the last one is seen. It costs some microseconds a module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from adadagrad.statistics.broadcast import RAW, CallKey
+from adadagrad.statistics.coverage import is_batch_coupled
+from adadagrad.statistics.rules import AbstractRule, find_rule
+from adadagrad.statistics.rules.base import own_parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What one walk has found.
+
+    Args:
+        parameters: The trainable parameters by qualified name, as `named_parameters` orders and names them.
+        layers: Name, module and rule of every layer that a rule counts.
+        raw: Trainable parameters that belong to no such layer, with their keys.
+        coupled: The first module that mixes examples, by name; None where none does.
+        replaced: Name and module wherever `forward` is set on the instance.
+    """
+
+    parameters: dict[str, nn.Parameter]
+    layers: list[tuple[str, nn.Module, AbstractRule[Any]]]
+    raw: dict[nn.Parameter, CallKey]
+    coupled: tuple[str, nn.Module] | None
+    replaced: list[tuple[str, nn.Module]]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Survey:
+        """Walk over a model.
+
+        Args:
+            model: The model as it is now.
+
+        Returns:
+            What it is made of.
+        """
+        parameters: dict[str, nn.Parameter] = {}
+        layers: list[tuple[str, nn.Module, AbstractRule[Any]]] = []
+        replaced: list[tuple[str, nn.Module]] = []
+        coupled: tuple[str, nn.Module] | None = None
+        known: set[nn.Parameter] = set()
+        ruled: set[nn.Parameter] = set()
+        for name, module in model.named_modules():
+            if "forward" in module.__dict__:
+                replaced.append((name, module))
+            if coupled is None and is_batch_coupled(module):
+                coupled = (name, module)
+            for own, p in module._parameters.items():
+                if p is not None and p not in known:
+                    known.add(p)
+                    if p.requires_grad:
+                        parameters[f"{name}.{own}" if name else own] = p
+            rule = find_rule(module)
+            if rule is not None and (trained := own_parameters(module)):
+                layers.append((name, module, rule))
+                ruled.update(trained.values())
+        raw = {p: (name, RAW) for name, p in parameters.items() if p not in ruled}
+        return cls(parameters, layers, raw, coupled, replaced)
