@@ -88,6 +88,31 @@ def test_the_model_grows_with_what_it_counts() -> None:
         assert measured < products < both
 
 
+def test_the_modelled_seconds_by_hand() -> None:
+    """One convolution and one layer without positions: which steps are measured, and so the trace, hangs on these."""
+    flops, traffic = 6 * (5000 * 49 + 10_000) * 512, 12 * (3000 + 1000) * 512 + 12 * 15_000
+    for device, rates in (("cpu", (5e10, 8e9, 6e-6)), ("cuda", (3e13, 1.5e12, 8e-6))):
+        plain = flops / rates[0] + traffic / rates[1] + 6 * 2 * 4 * rates[2]
+        assert plain_seconds(LAYERS, STEP, device) == pytest.approx(plain, rel=1e-12)
+        for inner, coordinates in ((0, 0), (1, 0), (0, 1), (1, 1)):
+            product = 2 * 128 * (5000 * 49 * (1 + inner + coordinates) + 10_000 * (inner + coordinates))
+            rows = 8 * 128 * (5000 * (1 + coordinates) + 10_000 * coordinates)
+            moved = 4 * (3000 + 1000) * 128 * (1 + inner) + rows + 4 * 15_000
+            calls = 14 * 2 * (1 + inner + coordinates)
+            measured = product / rates[0] + moved / rates[1] + calls * rates[2]
+            found = measured_seconds(LAYERS, STEP, device, inner_products=bool(inner), coordinates=bool(coordinates))
+            assert found == pytest.approx(measured, rel=1e-12)
+
+
+def test_micro_batches_are_priced_by_what_is_read_of_their_gradients() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    model[1].bias.requires_grad_(False)
+    step = StepSize(examples=64, micro_batches=4, measured_examples=64, measured_micro_batches=4)
+    plain, added = MicroBatch().open(model, Request()).costs(step, "cpu")
+    assert added == pytest.approx(5 * (4 * (12 + 3 + 6) / 8e9 + 2 * 6e-6 * 3), rel=1e-12)
+    assert plain == pytest.approx(6 * 21 * 64 / 5e10 + 12 * 21 / 8e9 + 6 * 3 * 4 * 6e-6, rel=1e-12)
+
+
 def test_an_unknown_device_counts_as_an_accelerator() -> None:
     assert plain_seconds(LAYERS, STEP, "xpu") == plain_seconds(LAYERS, STEP, "cuda")
 
