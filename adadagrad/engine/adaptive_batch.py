@@ -18,7 +18,7 @@ from adadagrad.core.checks import check_choice, check_integer, check_positive
 from adadagrad.core.errors import CorruptCheckpoint, InvalidArgument, StepError
 from adadagrad.core.protocols import BatchSizePolicy, LearningRateSchedule
 from adadagrad.core.settings import Bounds, Measure
-from adadagrad.engine.arguments import check_types, first_batch, largest_batch, sample_budget
+from adadagrad.engine.arguments import check_settings, check_types, first_batch, largest_batch, sample_budget
 from adadagrad.engine.deciding import is_final
 from adadagrad.engine.gradients import Gradients
 from adadagrad.engine.learning_rate import LearningRate
@@ -100,6 +100,7 @@ class AdaptiveBatch:
         checkpoint_every: int | None = None,
     ) -> None:
         check_types(model, optimizer, policy)
+        check_settings(bounds, measure, lr_schedule)
         check_integer(1, micro_batch_size=micro_batch_size)
         check_choice("on_nonfinite", on_nonfinite, ("skip", "stop"))
         check_choice("epoch_boundary", epoch_boundary, ("cross", "short"))
@@ -128,6 +129,7 @@ class AdaptiveBatch:
         self.measuring = Measuring(model, optimizer, policy, measure)
         self.measuring.refuse_small(self.global_batch_size)
         self.samples_seen = self.samples_drawn = self.steps = self.skipped = 0
+        self.nonfinite_requests = 0  # of the policy; they never change the batch size, but for `on_infinite="cap"`
         self.seconds = 0.0
         self._skipped_in_a_row = 0
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -12,7 +12,7 @@ from adadagrad.core.checks import check_integer, check_positive
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.protocols import BatchSizePolicy
 from adadagrad.core.records import Observation
-from adadagrad.core.settings import Bounds
+from adadagrad.core.settings import Bounds, Measure
 from adadagrad.policies.base import AbstractPolicy
 from adadagrad.policies.bounds import check_bounds
 
@@ -45,6 +45,26 @@ def check_types(model: object, optimizer: object, policy: object) -> None:
         raise InvalidArgument(f"policy must be an instance, got the class: write {policy.__name__}()")
     if not isinstance(policy, AbstractPolicy):
         raise InvalidArgument(f"policy must be a policy such as NormTest(), got {policy!r}")
+
+
+def check_settings(bounds: object, measure: object, lr_schedule: object) -> None:
+    """Refuse settings of another kind, and a schedule's class in the place of an instance.
+
+    Args:
+        bounds: None or `Bounds`.
+        measure: None or `Measure`.
+        lr_schedule: None or a function of samples.
+
+    Raises:
+        InvalidArgument: One of them is not.
+    """
+    for name, value, kind in (("bounds", bounds, Bounds), ("measure", measure, Measure)):
+        if value is not None and not isinstance(value, kind):
+            raise InvalidArgument(f"{name} must be {kind.__name__}(...) or None, got {value!r}")
+    if isinstance(lr_schedule, type):
+        raise InvalidArgument(f"lr_schedule must be an instance, got the class: write {lr_schedule.__name__}(...)")
+    if lr_schedule is not None and not callable(lr_schedule):
+        raise InvalidArgument(f"lr_schedule must be a schedule such as CosineSchedule(...), got {lr_schedule!r}")
 
 
 def sample_budget(total_samples: int | None, epochs: float | None, dataset_size: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from adadagrad.core.protocols import BatchSizePolicy
 from adadagrad.core.records import Observation
 from adadagrad.core.settings import Bounds
@@ -31,7 +33,10 @@ def decide(
             return current, None, ""
         if any(getattr(statistics, name) is None for name in policy.needs):
             return current, None, "not available yet"
-    requested = policy.required_batch_size(observation)
+    try:
+        requested = policy.required_batch_size(observation)
+    except ZeroDivisionError:  # a policy written with plain divisions, at a gradient of zero: it has no answer
+        requested = math.nan
     size, reason = next_batch_size(
         requested,
         current=current,

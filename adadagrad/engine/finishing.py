@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,7 @@ def _decide(
             maximum=engine.max_batch_size,
         )
         reason = verdict or reason
+        engine.nonfinite_requests += requested is not None and not math.isfinite(requested)
     decision = _record(engine, step, observation, requested, reason)
     line = step_record(decision, samples_drawn=engine.samples_drawn, threshold=engine.policy.threshold)
     _close_step(engine, step, "step", line)

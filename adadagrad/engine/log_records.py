@@ -124,6 +124,7 @@ def end_record(engine: AdaptiveBatch) -> dict[str, Any]:
         "samples_drawn": engine.samples_drawn,
         "steps": engine.steps,
         "skipped": engine.skipped,
+        "nonfinite_requests": engine.nonfinite_requests,
         **times(engine),
     }
 

@@ -39,6 +39,7 @@ def engine_state(engine: AdaptiveBatch) -> dict[str, Any]:
         "samples_seen": engine.samples_seen,
         "samples_drawn": engine.samples_drawn,
         "skipped": [engine.skipped, engine._skipped_in_a_row],
+        "nonfinite_requests": engine.nonfinite_requests,
         "seconds": [engine.seconds, engine.measuring.instrument.seconds],
         "log": engine._log.state_dict(),
     }
@@ -80,6 +81,7 @@ def restore_engine(engine: AdaptiveBatch, state: Mapping[str, Any]) -> None:
     engine.steps, engine.samples_seen = state["steps"], state["samples_seen"]
     engine.samples_drawn = state["samples_drawn"]
     engine.skipped, engine._skipped_in_a_row = state["skipped"]
+    engine.nonfinite_requests = state["nonfinite_requests"]
     engine.seconds, engine.measuring.instrument.seconds = state["seconds"]
     engine._last_checkpoint = engine.samples_seen
     engine._log.load_state_dict(state["log"])

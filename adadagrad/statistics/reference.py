@@ -48,6 +48,8 @@ def statistics_from_units(
         >>> stats.grad_norm_sq, stats.variance_trace, stats.inner_product_variance
         (5.0, 4.0, 7.0)
     """
+    if not isinstance(units, Tensor):
+        raise InvalidArgument(f"units must be a tensor (n, d), got {type(units).__name__}: torch.stack(...) the rows")
     if units.dim() != 2 or units.shape[0] == 0:
         raise InvalidArgument(f"units must be a matrix (n, d) with n >= 1, got shape {tuple(units.shape)}")
     check_integer(1, unit_size=unit_size)

@@ -188,6 +188,14 @@ BAD = {
     "cap below multiple": ({"max_batch_size": 6, "bounds": ada.Bounds(multiple_of=8)}, InvalidArgument, "multiple_of"),
     "policy class": ({"policy": ada.NormTest}, InvalidArgument, r"policy must be an instance.*write NormTest\(\)"),
     "policy word": ({"policy": "norm"}, InvalidArgument, r"policy must be a policy such as NormTest\(\)"),
+    "bounds": ({"bounds": 3}, InvalidArgument, r"bounds must be Bounds\(...\) or None, got 3"),
+    "measure": ({"measure": "auto"}, InvalidArgument, r"measure must be Measure\(...\) or None, got 'auto'"),
+    "schedule": ({"lr_schedule": 3}, InvalidArgument, r"lr_schedule must be a schedule such as CosineSchedule"),
+    "schedule class": (
+        {"lr_schedule": ada.CosineSchedule},
+        InvalidArgument,
+        r"lr_schedule must be an instance.*write CosineSchedule\(",
+    ),
     "model": ({"model": lambda x: x}, InvalidArgument, "model must be a torch.nn.Module, got function"),
     "wrapped model": (
         {"model": nn.DataParallel(make_model())},

@@ -210,6 +210,15 @@ def test_a_non_finite_statistic_never_changes_the_batch_size(values, requested, 
     assert all(d.reason in ("nan: hold", "infinite: hold") for d in decisions)
     lines = [line for line in read_log(tmp_path) if line["kind"] == "step"]
     assert all(line["requested"] == str(requested) for line in lines)
+    assert engine.nonfinite_requests == read_log(tmp_path)[-1]["nonfinite_requests"] == len(decisions)
+
+
+def test_a_policy_that_divides_by_a_gradient_of_zero_has_no_answer_and_holds():
+    policy = Asks(lambda observation: 1.0 / 0.0)
+    engine = make_engine(make_model(), policy=policy, measure=ada.Measure(every=1), total_samples=40)
+    decisions = train(engine)
+    assert {d.next_plan.global_batch_size for d in decisions} == {4}
+    assert {d.reason for d in decisions} == {"nan: hold"}
 
 
 @pytest.mark.parametrize("test", [ada.InnerProductTest(), ada.AugmentedInnerProductTest()])

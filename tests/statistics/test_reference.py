@@ -81,6 +81,11 @@ def test_shapes_that_are_no_rows_are_refused(units: torch.Tensor) -> None:
         statistics_from_units(units)
 
 
+def test_a_list_of_rows_is_refused_with_the_remedy() -> None:
+    with pytest.raises(InvalidArgument, match=r"units must be a tensor \(n, d\), got list: torch.stack"):
+        statistics_from_units([torch.ones(3)])
+
+
 def test_a_unit_holds_at_least_one_example() -> None:
     with pytest.raises(InvalidArgument, match="unit_size"):
         statistics_from_units(ROWS, unit_size=0)
