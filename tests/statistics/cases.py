@@ -114,6 +114,17 @@ class SequenceFirst(nn.Module):
         return self.norm(self.inner(x.transpose(0, 1))).tanh().transpose(0, 1)
 
 
+class OutputSize(nn.Module):
+    """A transposed convolution that is told how large its output shall be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(2, 3, 3, stride=3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(x, output_size=[8, 12]).relu_()
+
+
 class Frozen(nn.Module):
     """A frozen weight with a trainable bias, and a layer that is never used."""
 
@@ -188,7 +199,16 @@ CASES = [
     Case("gpt, position ids as a vector", lambda: GPT("vector"), _ids(11, 5)),
     Case("functional tie", FunctionalTie, _ids(7, 3), fallback=True),
     Case("sequence first", SequenceFirst, _floats(4, 3)),
-    Case("transposed convolution", _one(lambda: nn.ConvTranspose2d(2, 3, 3)), _floats(2, 4, 4), fallback=True),
+    Case("transposed conv1d", _one(lambda: nn.ConvTranspose1d(3, 4, 3, 2, output_padding=1)), _floats(3, 5)),
+    Case("transposed conv2d", _one(lambda: nn.ConvTranspose2d(2, 3, 3)), _floats(2, 4, 4)),
+    Case(
+        "transposed conv2d, groups, stride, padding, dilation",
+        _one(lambda: nn.ConvTranspose2d(4, 6, (3, 2), (2, 3), (1, 2), (1, 2), 2, bias=False, dilation=(1, 2))),
+        _floats(4, 4, 5),
+    ),
+    Case("transposed conv2d, depthwise", _one(lambda: nn.ConvTranspose2d(4, 8, 3, 2, groups=4)), _floats(4, 3, 4)),
+    Case("transposed conv2d, output size", OutputSize, _floats(2, 3, 4)),
+    Case("transposed conv3d", _one(lambda: nn.ConvTranspose3d(2, 4, (2, 3, 2), 2, groups=2)), _floats(2, 3, 2, 3)),
     Case("weight norm", lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), _floats(4), fallback=True),
 ]
 

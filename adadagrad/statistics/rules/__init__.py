@@ -15,6 +15,7 @@ from adadagrad.statistics.rules.fused_linear import FusedLinear
 from adadagrad.statistics.rules.fused_normalization import FusedGroupNorm, FusedLayerNorm
 from adadagrad.statistics.rules.linear import LinearRule
 from adadagrad.statistics.rules.normalization import NormalizationRule
+from adadagrad.statistics.rules.transposed_convolution import TransposedConvolutionRule
 
 __all__ = ["FUSED", "RULES", "AbstractFusedRule", "AbstractRule", "find_fused", "find_rule"]
 
@@ -23,6 +24,9 @@ RULES: dict[type[nn.Module], AbstractRule[Any]] = {
     nn.Conv1d: ConvolutionRule(),
     nn.Conv2d: ConvolutionRule(),
     nn.Conv3d: ConvolutionRule(),
+    nn.ConvTranspose1d: TransposedConvolutionRule(),
+    nn.ConvTranspose2d: TransposedConvolutionRule(),
+    nn.ConvTranspose3d: TransposedConvolutionRule(),
     nn.Embedding: EmbeddingRule(),
     nn.LayerNorm: NormalizationRule(),
     nn.RMSNorm: NormalizationRule(),
