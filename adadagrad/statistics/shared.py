@@ -16,6 +16,9 @@ from adadagrad.statistics.broadcast import RAW, CallKey, Meeting, Use, uses_of
 from adadagrad.statistics.calls import SEVERAL_BACKWARDS, KeptCall, LayerCall
 from adadagrad.statistics.table import TableRule, through_views
 
+_CHANNELS_SECOND = (nn.GroupNorm, nn.modules.batchnorm._NormBase)
+"""Layers that take the second dimension for channels, whatever the first one is."""
+
 
 @dataclass(slots=True, eq=False)
 class _SharedCall:
@@ -73,7 +76,7 @@ class SharedTensors:
         assert y.grad_fn is not None
         shared = _SharedCall(call, x, x._version, y.grad_fn, y.shape)
         repeated, single = shared.for_every_example(n)
-        if isinstance(call.layer, nn.GroupNorm) and not single:  # its first dimension is no position
+        if isinstance(call.layer, _CHANNELS_SECOND) and not single:  # the first dimension is no position
             return False
         if not call.rule.accepts(call.layer, repeated, call.dims):
             return False

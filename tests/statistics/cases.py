@@ -125,6 +125,14 @@ class OutputSize(nn.Module):
         return self.up(x, output_size=[8, 12]).relu_()
 
 
+def running(norm: nn.Module) -> nn.Module:
+    """A normalisation in eval mode, with running statistics unlike those it starts with."""
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2.0)
+    nn.init.normal_(norm.weight)
+    return norm.eval()
+
+
 class Frozen(nn.Module):
     """A frozen weight with a trainable bias, and a layer that is never used."""
 
@@ -209,6 +217,22 @@ CASES = [
     Case("transposed conv2d, depthwise", _one(lambda: nn.ConvTranspose2d(4, 8, 3, 2, groups=4)), _floats(4, 3, 4)),
     Case("transposed conv2d, output size", OutputSize, _floats(2, 3, 4)),
     Case("transposed conv3d", _one(lambda: nn.ConvTranspose3d(2, 4, (2, 3, 2), 2, groups=2)), _floats(2, 3, 2, 3)),
+    Case("instance norm 1d", _one(lambda: nn.InstanceNorm1d(3, affine=True)), _floats(3, 7)),
+    Case("instance norm 2d", _one(lambda: nn.InstanceNorm2d(3, affine=True)), _floats(3, 4, 5)),
+    Case(
+        "instance norm 3d, running statistics in training mode",
+        _one(lambda: nn.InstanceNorm3d(2, affine=True, track_running_stats=True)),
+        _floats(2, 3, 2, 4),
+    ),
+    Case(
+        "instance norm, running statistics in eval mode",
+        _one(lambda: running(nn.InstanceNorm2d(3, affine=True, track_running_stats=True))),
+        _floats(3, 4, 5),
+    ),
+    Case("batch norm in eval mode, no positions", _one(lambda: running(nn.BatchNorm1d(4))), _floats(4)),
+    Case("batch norm in eval mode, 1d", _one(lambda: running(nn.BatchNorm1d(4))), _floats(4, 5)),
+    Case("batch norm in eval mode, 2d", _one(lambda: running(nn.BatchNorm2d(4))), _floats(4, 3, 3)),
+    Case("batch norm in eval mode, 3d", _one(lambda: running(nn.BatchNorm3d(2))), _floats(2, 3, 3, 2)),
     Case("weight norm", lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), _floats(4), fallback=True),
 ]
 

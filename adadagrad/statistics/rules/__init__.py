@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from adadagrad.statistics.rules.base import AbstractRule
+from adadagrad.statistics.rules.channels import ChannelNormRule
 from adadagrad.statistics.rules.convolution import ConvolutionRule
 from adadagrad.statistics.rules.embedding import EmbeddingRule
 from adadagrad.statistics.rules.fused import AbstractFusedRule
@@ -31,6 +32,9 @@ RULES: dict[type[nn.Module], AbstractRule[Any]] = {
     nn.LayerNorm: NormalizationRule(),
     nn.RMSNorm: NormalizationRule(),
     nn.GroupNorm: NormalizationRule(),
+    nn.modules.instancenorm._InstanceNorm: ChannelNormRule(),
+    nn.modules.batchnorm._BatchNorm: ChannelNormRule(),
+    nn.SyncBatchNorm: ChannelNormRule(),
 }
 
 FUSED: dict[type[nn.Module], AbstractFusedRule[Any]] = {
