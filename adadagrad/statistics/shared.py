@@ -16,7 +16,7 @@ from adadagrad.statistics.broadcast import RAW, CallKey, Meeting, Use, uses_of
 from adadagrad.statistics.calls import SEVERAL_BACKWARDS, KeptCall, LayerCall
 from adadagrad.statistics.table import TableRule, through_views
 
-_CHANNELS_SECOND = (nn.GroupNorm, nn.modules.batchnorm._NormBase)
+_CHANNELS_SECOND = (nn.GroupNorm, nn.PReLU, nn.modules.batchnorm._NormBase)
 """Layers that take the second dimension for channels, whatever the first one is."""
 
 

@@ -233,6 +233,10 @@ CASES = [
     Case("batch norm in eval mode, 1d", _one(lambda: running(nn.BatchNorm1d(4))), _floats(4, 5)),
     Case("batch norm in eval mode, 2d", _one(lambda: running(nn.BatchNorm2d(4))), _floats(4, 3, 3)),
     Case("batch norm in eval mode, 3d", _one(lambda: running(nn.BatchNorm3d(2))), _floats(2, 3, 3, 2)),
+    Case("prelu", lambda: nn.Sequential(nn.Linear(4, 4), nn.PReLU(), nn.Linear(4, 2)), _floats(4)),
+    Case("prelu, in place behind", _one(nn.PReLU), _floats(3, 4)),
+    Case("prelu, a slope for each channel", lambda: nn.PReLU(4), _floats(4, 3, 2)),
+    Case("prelu, a slope for each feature", lambda: nn.Sequential(nn.Linear(4, 4), nn.PReLU(4)), _floats(4)),
     Case("weight norm", lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), _floats(4), fallback=True),
 ]
 

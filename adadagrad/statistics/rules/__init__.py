@@ -16,6 +16,7 @@ from adadagrad.statistics.rules.fused_linear import FusedLinear
 from adadagrad.statistics.rules.fused_normalization import FusedGroupNorm, FusedLayerNorm
 from adadagrad.statistics.rules.linear import LinearRule
 from adadagrad.statistics.rules.normalization import NormalizationRule
+from adadagrad.statistics.rules.prelu import PReLURule
 from adadagrad.statistics.rules.transposed_convolution import TransposedConvolutionRule
 
 __all__ = ["FUSED", "RULES", "AbstractFusedRule", "AbstractRule", "find_fused", "find_rule"]
@@ -35,6 +36,7 @@ RULES: dict[type[nn.Module], AbstractRule[Any]] = {
     nn.modules.instancenorm._InstanceNorm: ChannelNormRule(),
     nn.modules.batchnorm._BatchNorm: ChannelNormRule(),
     nn.SyncBatchNorm: ChannelNormRule(),
+    nn.PReLU: PReLURule(),
 }
 
 FUSED: dict[type[nn.Module], AbstractFusedRule[Any]] = {
