@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -25,6 +25,7 @@ from adadagrad.core.errors import BatchCoupledModule, InvalidMeasurement
 from adadagrad.statistics.broadcast import CallKey
 from adadagrad.statistics.layout import EVERY, Layout
 from adadagrad.statistics.meetings import find_meetings
+from adadagrad.statistics.places import PlaceTrials
 from adadagrad.statistics.planner import LayerSize
 from adadagrad.statistics.trials import Fingerprint, agree, grown_dim, rows_to_try, select, untouched
 
@@ -45,7 +46,7 @@ class _Seen:
 
 
 class Calibration:
-    """The trial runs before one forward; each layer call in them must come to `note`.
+    """The trial runs before one forward; each layer call in them must come to `note` or `note_whole`.
 
     Args:
         model: The model, for its buffers and devices.
@@ -54,6 +55,7 @@ class Calibration:
 
     def __init__(self, model: nn.Module, layout: Layout) -> None:
         self._model, self._layout = model, layout
+        self._places = PlaceTrials()
         self._run: dict[CallKey, _Seen] = {}  # of the run in progress, as the others
         self._sizes: dict[CallKey, LayerSize] = {}
         self._nodes: dict[CallKey, tuple[Node | None, torch.Size]] = {}
@@ -78,9 +80,27 @@ class Calibration:
         activations = (x.numel() + y.numel()) // rows
         self._sizes[key] = LayerSize(weights if isinstance(layer, _PRODUCTS) else 0, positions, activations)
 
+    def note_whole(
+        self, key: CallKey, layer: nn.Module, arguments: Sequence[Any], outputs: Sequence[Any], rows: int
+    ) -> None:
+        """Take in one call of several tensors in a trial run.
+
+        Args:
+            key: Name and call number.
+            layer: The module.
+            arguments: Its arguments, tensors and others.
+            outputs: Its outputs, likewise.
+            rows: Examples in this run.
+        """
+        self._places.note(key, arguments, outputs, rows)
+        inputs, made = (sum(v.numel() for v in vs if isinstance(v, Tensor)) for vs in (arguments, outputs))
+        width = next((v.shape[-1] for v in outputs if isinstance(v, Tensor) and v.dim() > 1), 1)
+        weights = sum(p.numel() for p in layer.parameters() if p.requires_grad and p.dim() > 1)
+        self._sizes[key] = LayerSize(weights, max(1, made // (rows * max(1, width))), (inputs + made) // rows)
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def run(self, forward: Forward, args: Any, kwargs: Any, n: int, raw: Mapping[nn.Parameter, CallKey]) -> None:
-        """Make the trial runs; each layer call in them must come to `note`.
+        """Make the trial runs; each layer call in them must come to `note` or `note_whole`.
 
         Args:
             forward: Runs the model on so many examples, given arguments and keyword arguments.
@@ -98,6 +118,7 @@ class Calibration:
         outputs, runs = [], []
         for extra in extras:
             self._run, self._sizes = {}, {}
+            self._places.start_run()
             rows = [*range(m), *extra]
             some_args, some_kwargs = select((args, kwargs), n, rows)
             try:
@@ -123,11 +144,12 @@ class Calibration:
         for key, seen in runs[0].items():
             if key in runs[-1]:
                 dims[key] = _batch_dims(seen, runs[1].get(key), runs[-1][key], m)
+        places = self._places.conclude(m)
         known = {**self._layout.dims, **dims}
         shared = {key for key in self._run if known.get(key, (0, 0)) is None}
         if raw or shared:
             self._meet(forward, (args, kwargs), n, m, raw, shared)
-        self._layout.found(dims, self._sizes, compared=other is not None)
+        self._layout.found(dims, places, self._sizes, compared=other is not None)
 
     def _meet(
         self,

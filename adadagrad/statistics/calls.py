@@ -16,6 +16,10 @@ SEVERAL_BACKWARDS = (
     "each forward and backward"
 )
 
+UNSEEN_PATH = "the model's forward took a path that has not been seen before"
+
+CREATE_GRAPH = "a backward with create_graph=True cannot be measured: use MicroBatch()"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerCall:
@@ -89,3 +93,8 @@ def input_to_keep(x: Tensor, y: Tensor, call: LayerCall | None) -> Tensor:
     if x.is_floating_point() and torch.finfo(x.dtype).eps < torch.finfo(y.dtype).eps:
         return x.to(y.dtype)
     return x
+
+
+def in_backward() -> bool:
+    """Return whether autograd is running a backward in this thread, as activation checkpointing asks it too."""
+    return torch._C._current_graph_task_id() != -1

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from adadagrad.core.errors import InvalidMeasurement
-from adadagrad.statistics.calls import SEVERAL_BACKWARDS, KeptCall, LayerCall
+from adadagrad.statistics.calls import CREATE_GRAPH, SEVERAL_BACKWARDS, KeptCall, LayerCall
+from adadagrad.statistics.rules.whole import RecordedCall
 
 
 class Intake:
@@ -32,12 +33,17 @@ class Intake:
         self.uses: Counter[nn.Parameter] = Counter()
         """Calls per parameter in this micro-batch."""
         self._keep_all, self._open = keep_all, True
-        self._fired: set[LayerCall] = set()
+        self._fired: set[LayerCall | RecordedCall] = set()
 
     @property
     def started(self) -> bool:
         """Whether a backward has begun to arrive."""
         return bool(self._fired)
+
+    @property
+    def listening(self) -> bool:
+        """Whether what arrives is taken in: the micro-batch goes on, and nothing has failed."""
+        return self._open and self.failure is None
 
     def fail(self, error: Exception) -> None:
         """Say why there will be no statistic; taps then let gradients pass.
@@ -60,6 +66,25 @@ class Intake:
         self.kept.append(entry)
         self.counted.update(entry.call.parameters.values())
 
+    def admit(self, call: LayerCall | RecordedCall, name: str, *, intact: bool) -> None:
+        """Take note that the backward has come to a call.
+
+        Args:
+            call: The call.
+            name: The layer's name.
+            intact: Whether what was kept of its input is still what it was.
+
+        Raises:
+            InvalidMeasurement: It cannot be measured in this backward.
+        """
+        if torch.is_grad_enabled():
+            raise InvalidMeasurement(CREATE_GRAPH)
+        if call in self._fired:
+            raise InvalidMeasurement(SEVERAL_BACKWARDS)
+        if not intact:
+            raise InvalidMeasurement(f"the input of {name} was changed in place after the call")
+        self._fired.add(call)
+
     def collect(
         self,
         call: LayerCall | None,
@@ -80,7 +105,7 @@ class Intake:
         Returns:
             Its share of the leaf's gradient, float64 (n,) [grad^2], or None.
         """
-        if call is None or not self._open or self.failure is not None:
+        if call is None or not self.listening:
             return None
         started = time.perf_counter()
         try:
@@ -93,13 +118,8 @@ class Intake:
 
     def _take_in(self, call: LayerCall, x: Tensor | None, gy: Tensor, squares: Tensor | None) -> Tensor | None:
         """Keep the call for parameters that must wait for other calls; return the squares of the others."""
-        if torch.is_grad_enabled():
-            raise InvalidMeasurement("a backward with create_graph=True cannot be measured: use MicroBatch()")
-        if call in self._fired:
-            raise InvalidMeasurement(SEVERAL_BACKWARDS)
-        if x is None:
-            raise InvalidMeasurement(f"the input of {call.name} was changed in place after the call")
-        self._fired.add(call)
+        self.admit(call, call.name, intact=x is not None)
+        assert x is not None
         self.counted.update(call.parameters.values())
         x, gy = x.movedim(call.dims[0], 0), gy.movedim(call.dims[1], 0)
         if x.is_floating_point():

@@ -6,9 +6,7 @@ the backward and expects each to save what it saved before.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,8 +15,8 @@ from torch import Tensor, nn
 
 from adadagrad.core.errors import InvalidMeasurement
 from adadagrad.statistics.broadcast import CallKey
-from adadagrad.statistics.calibration import Calibration
-from adadagrad.statistics.calls import LayerCall, input_to_keep
+from adadagrad.statistics.calls import UNSEEN_PATH, LayerCall, in_backward, input_to_keep
+from adadagrad.statistics.forward_state import ForwardState
 from adadagrad.statistics.fusing import Fused, fused_call
 from adadagrad.statistics.intake import Intake
 from adadagrad.statistics.layout import Layout
@@ -32,70 +30,24 @@ class LayerTaps:
     """All layer calls of one measured micro-batch.
 
     Args:
+        state: Where the micro-batch is.
         layout: Where the examples are.
         tensors: What all examples share.
         intake: Takes in what the taps bring.
         excluded: Parameters that the fallback counts.
     """
 
-    def __init__(self, layout: Layout, tensors: SharedTensors, intake: Intake, excluded: set[nn.Parameter]) -> None:
-        self.leaf: Tensor | None = None
-        """The dummy leaf, float64 (n,); None before the model's first call."""
-        self.shared: set[nn.Parameter] = set()
-        """Parameters in a call whose examples are not known."""
-        self._layout, self._tensors, self._intake, self._excluded = layout, tensors, intake, excluded
-        self._calls: Counter[str] = Counter()  # per module in one forward of the model
+    def __init__(
+        self,
+        state: ForwardState,
+        layout: Layout,
+        tensors: SharedTensors,
+        intake: Intake,
+        excluded: set[nn.Parameter],
+    ) -> None:
+        self._state, self._layout, self._tensors = state, layout, tensors
+        self._intake, self._excluded = intake, excluded
         self._seen: dict[tuple[str, torch.Size, torch.Size], set[tuple[int, int] | None]] = {}
-        self._calibration: Calibration | None = None  # while trial runs are made
-        self._trial_rows = 0  # examples of the one in progress
-        self._inside = 0  # depth of calls of the model
-
-    @contextmanager
-    def trials(self, calibration: Calibration) -> Iterator[None]:
-        """Hold everything back while the trial runs are made, also the backwards within them.
-
-        Args:
-            calibration: What makes them, and is told of every layer call.
-
-        Yields:
-            Nothing.
-        """
-        self._calibration = calibration
-        try:
-            yield
-        finally:
-            self._calibration = None
-
-    @contextmanager
-    def trial(self, rows: int) -> Iterator[None]:
-        """Let the calibration note the layer calls of one trial run.
-
-        Args:
-            rows: Examples in this run.
-
-        Yields:
-            Nothing.
-        """
-        self._trial_rows = rows
-        try:
-            yield
-        finally:
-            self._trial_rows = 0
-
-    def run(self, inner: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
-        """Return one forward of the model, in which the calls are numbered anew.
-
-        Args:
-            inner: The forward.
-            args: Its positional arguments.
-            kwargs: Its keyword arguments.
-        """
-        self._calls.clear()
-        self._inside += 1
-        try:
-            return inner(*args, **kwargs)
-        finally:
-            self._inside -= 1
 
     def forward(
         self,
@@ -121,29 +73,28 @@ class LayerTaps:
         Returns:
             What `inner` returns, with a node of this measurement behind it.
         """
+        state = self._state
         x = args[0] if args else kwargs.get("input")
         if fused is not None and isinstance(x, Tensor) and len(args) + len(kwargs) == 1:
             y = self._fused(name, layer, rule, fused, x)
             if y is not None:
                 return y
         y = inner(*args, **kwargs)
-        calibration = self._calibration
-        if not isinstance(x, Tensor) or (calibration is not None and not self._trial_rows):
-            return y  # the latter where a trial's own backward repeats a checkpoint
-        key = (name, self._calls[name])
-        self._calls[name] += 1
-        if calibration is not None:
-            calibration.note(key, layer, x, y, self._trial_rows)
+        if not isinstance(x, Tensor) or state.between_trials:
+            return y
+        key = state.number(name)
+        if state.calibration is not None:
+            state.calibration.note(key, layer, x, y, state.trial_rows)
             return y
         parameters = {k: p for k, p in own_parameters(layer).items() if p not in self._excluded}
         seen = torch.is_grad_enabled() and y.requires_grad  # by autograd
-        if self.leaf is None:
-            self.shared.update(parameters.values() if seen else ())
+        if state.leaf is None:
+            state.shared.update(parameters.values() if seen else ())
             return y
         dims = None
-        if self._inside:
+        if state.depth:
             self._intake.uses.update(parameters.values())  # without autograd too: a checkpoint may repeat it with
-            dims = self._place(key, layer, rule, x, y, self.leaf, seen)
+            dims = self._place(key, layer, rule, x, y, state.leaf, seen)
         elif seen:
             dims = self._place_again(name, x, y)
         if not seen:
@@ -151,11 +102,11 @@ class LayerTaps:
         call = None if dims is None or not parameters else LayerCall(name, layer, rule, parameters, dims)
         kept = input_to_keep(x, y, call)
         collect = partial(self._intake.collect, call)
-        tapped: Tensor = Tap.apply(y, kept, self.leaf, collect)  # type: ignore[no-untyped-call]
+        tapped: Tensor = Tap.apply(y, kept, state.leaf, collect)  # type: ignore[no-untyped-call]
         if dims is None:
             everyones = LayerCall(name, layer, rule, parameters, (0, 0))
-            if not self._is_broadcast(key, everyones, x, tapped, len(self.leaf)):
-                self.shared.update(parameters.values())
+            if not self._is_broadcast(key, everyones, x, tapped, len(state.leaf)):
+                state.shared.update(parameters.values())
         return tapped
 
     def _fused(
@@ -165,23 +116,24 @@ class LayerTaps:
 
         The decision depends on the module and its input alone, so that a checkpoint repeats it.
         """
-        if self.leaf is None or self._calibration is not None or not self._layout.examples_first(name):
+        state = self._state
+        if state.leaf is None or state.calibration is not None or not self._layout.examples_first(name):
             return None
-        taken = fused_call(layer, fused, x, self.leaf)
+        taken = fused_call(layer, fused, x, state.leaf)
         if taken is None or not self._excluded.isdisjoint(taken.parameters.values()):
             return None
         parameters = taken.parameters
         call = LayerCall(name, layer, rule, parameters, (0, 0))
-        if self._inside:
-            self._calls[name] += 1
+        if state.depth:
+            state.number(name)
             self._intake.uses.update(parameters.values())
         collect = partial(self._intake.collect, call)
-        y: Tensor = Fused.apply(x, self.leaf, taken, collect, *parameters.values())  # type: ignore[no-untyped-call]
+        y: Tensor = Fused.apply(x, state.leaf, taken, collect, *parameters.values())  # type: ignore[no-untyped-call]
         return y
 
     def _is_broadcast(self, key: CallKey, call: LayerCall, x: Tensor, y: Tensor, n: int) -> bool:
         """Whether a call that all examples share is broadcast over them, and its rule can count it there."""
-        if not (self._inside and call.parameters and self._tensors.expects(key)):
+        if not (self._state.depth and call.parameters and self._tensors.expects(key)):
             return False
         return self._tensors.add_call(key, call, input_to_keep(x, y, call), y, n)
 
@@ -194,7 +146,7 @@ class LayerTaps:
         except KeyError:
             if seen and self._intake.failure is None:
                 self._layout.calibrated = False  # a path that the trial runs did not see: look again
-                self._intake.fail(InvalidMeasurement("the model's forward took a path that has not been seen before"))
+                self._intake.fail(InvalidMeasurement(UNSEEN_PATH))
             return None
         if dims is not None and not rule.accepts(layer, x, dims):
             dims = None
@@ -205,8 +157,3 @@ class LayerTaps:
         """Return where the examples are in a call that activation checkpointing repeats in the backward."""
         found = self._seen.get((name, x.shape, y.shape), {None}) if in_backward() else {None}
         return next(iter(found)) if len(found) == 1 else None
-
-
-def in_backward() -> bool:
-    """Return whether autograd is running a backward in this thread, as activation checkpointing asks it too."""
-    return torch._C._current_graph_task_id() != -1

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from adadagrad.statistics.broadcast import CallKey, Meeting
+from adadagrad.statistics.places import Dims, Places, first_dims
 from adadagrad.statistics.planner import LayerSize
 
 EVERY = -1
@@ -25,6 +26,7 @@ class Layout:
     Args:
         sizes: What the cost model needs of every call of the latest trial runs.
         dims: Batch dimensions of input and output of every call, None for a call shared by all examples.
+        places: The same for calls of several tensors.
         meetings: Where the output of such a call, or a parameter of no layer, is broadcast over the examples.
         calibrated: Whether the trial runs have been made for the present path.
         compared: Whether they had two different examples, so that mixing would have been seen.
@@ -32,6 +34,7 @@ class Layout:
 
     sizes: dict[CallKey, LayerSize] = field(default_factory=dict)
     dims: dict[CallKey, tuple[int, int] | None] = field(default_factory=dict)
+    places: Places = field(default_factory=Places)
     meetings: dict[CallKey, tuple[Meeting, ...]] = field(default_factory=dict)
     calibrated: bool = False
     compared: bool = False
@@ -73,17 +76,41 @@ class Layout:
             raise KeyError(key)
         return dims
 
+    def whole_dims(self, key: CallKey, arguments: Sequence[Any], outputs: Sequence[Any], n: int) -> Dims | None:
+        """Return the batch dimensions of a call of several tensors, None where it cannot be taken apart.
+
+        Args:
+            key: Name and call number.
+            arguments: Its arguments, tensors and others.
+            outputs: Its outputs, likewise.
+            n: Examples in this forward.
+
+        Returns:
+            A dimension for each argument and output, or None.
+
+        Raises:
+            KeyError: The trial runs did not see this call, or saw it with other dimensions.
+        """
+        return self.places.find(key, arguments, outputs, n) if self.calibrated else first_dims(arguments, outputs, n)
+
     def found(
-        self, dims: dict[CallKey, tuple[int, int] | None], sizes: dict[CallKey, LayerSize], *, compared: bool
+        self,
+        dims: dict[CallKey, tuple[int, int] | None],
+        places: dict[CallKey, Dims | None],
+        sizes: dict[CallKey, LayerSize],
+        *,
+        compared: bool,
     ) -> None:
         """Take in what trial runs found, beside what earlier ones did.
 
         Args:
             dims: Batch dimensions of the calls that they saw.
-            sizes: Sizes of these calls.
+            places: The same for calls of several tensors.
+            sizes: Sizes of all these calls.
             compared: Whether they had two different examples.
         """
         self.dims.update(dims)
+        self.places.dims.update(places)
         self.sizes, self.calibrated, self.compared = sizes, True, compared
         self._first.clear()
 
@@ -97,6 +124,7 @@ class Layout:
                 [name, index, [[meeting.kind, meeting.operand, meeting.dim] for meeting in meetings]]
                 for (name, index), meetings in self.meetings.items()
             ],
+            "places": self.places.state(),
             "sizes": [
                 [name, index, size.weights, size.positions, size.activations]
                 for (name, index), size in self.sizes.items()
@@ -116,6 +144,7 @@ class Layout:
         layout = cls(calibrated=state["calibrated"], compared=state["compared"])
         for name, index, x, y in state["dims"]:
             layout.dims[name, index] = None if x < 0 else (x, y)
+        layout.places.take(state.get("places", ()))
         for name, index, meetings in state["meetings"]:
             layout.meetings[name, index] = tuple(Meeting(*meeting) for meeting in meetings)
         for name, index, *size in state["sizes"]:

@@ -14,15 +14,17 @@ from torch.utils._pytree import tree_leaves
 from adadagrad.core.errors import AdadagradError, InvalidMeasurement, StepError
 from adadagrad.core.vectors import refuse_sparse
 from adadagrad.statistics.calibration import Calibration
-from adadagrad.statistics.calls import SEVERAL_BACKWARDS
+from adadagrad.statistics.calls import SEVERAL_BACKWARDS, in_backward
 from adadagrad.statistics.fallback import ModelCall
+from adadagrad.statistics.forward_state import ForwardState
 from adadagrad.statistics.intake import Intake
-from adadagrad.statistics.layer_taps import LayerTaps, in_backward
+from adadagrad.statistics.layer_taps import LayerTaps
 from adadagrad.statistics.layout import Layout
 from adadagrad.statistics.rules import find_fused
 from adadagrad.statistics.shared import SharedTensors
 from adadagrad.statistics.survey import Survey
 from adadagrad.statistics.taps import Forward
+from adadagrad.statistics.whole_forwards import WholeForwards
 
 
 class Recorder:
@@ -60,17 +62,19 @@ class Recorder:
         self._watch_model, self._calibrate, self._fuse = watch_model, calibrate, fuse
         self._raw = {p: key for p, key in survey.raw.items() if p not in excluded}
         self._tensors = SharedTensors(layout.meetings, self._raw, self.intake.fail)
-        self._layers = LayerTaps(layout, self._tensors, self.intake, excluded)
+        self._state = ForwardState()
+        self._layers = LayerTaps(self._state, layout, self._tensors, self.intake, excluded)
+        self._whole = WholeForwards(self._state, layout, self.intake, survey.raw, excluded)
 
     @property
     def leaf(self) -> Tensor | None:
         """The dummy leaf, float64 (n,); None where the model was not called."""
-        return self._layers.leaf
+        return self._state.leaf
 
     @property
     def shared(self) -> set[nn.Parameter]:
         """Parameters in a call whose examples are not known."""
-        return self._layers.shared
+        return self._state.shared
 
     def forwards(self) -> dict[nn.Module, Forward]:
         """Return the replacement forward of every layer with a rule, and of the model itself.
@@ -87,6 +91,8 @@ class Recorder:
         for name, module, rule in self._survey.layers:
             fused = find_fused(module) if self._fuse else None
             found[module] = partial(self._layers.forward, name, module, module.forward, rule, fused)
+        for name, module, whole in self._survey.whole:
+            found[module] = partial(self._whole.forward, name, module, module.forward, whole)
         found[self._model] = partial(self._forward, found.get(self._model, self._model.forward))
         return found
 
@@ -130,14 +136,14 @@ class Recorder:
     def _forward(self, inner: Forward, *args: Any, **kwargs: Any) -> Any:
         """Return the model's output; what replaces its forward."""
         if not torch.is_grad_enabled() or self.intake.failure is not None:
-            return self._layers.run(inner, args, kwargs)
+            return self._state.run(inner, args, kwargs)
         if self.intake.started and not in_backward():
             self.intake.fail(InvalidMeasurement(SEVERAL_BACKWARDS))
             return inner(*args, **kwargs)
         self._prepare(args, kwargs)
         if self._n is not None and self.intake.failure is None and self._calibrate and self._layout.due(self._n):
             self._make_trials(inner, args, kwargs, self._n)
-        output = self._layers.run(inner, args, kwargs)
+        output = self._state.run(inner, args, kwargs)
         if self._n is not None and self.intake.failure is None:
             self.shared.update(self._tensors.listen(output, self._n))
         if self._watch_model:
@@ -160,26 +166,26 @@ class Recorder:
             )
         elif self.leaf is None:
             device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
-            self._layers.leaf = torch.zeros(self._n, dtype=torch.float64, device=device, requires_grad=True)
+            self._state.leaf = torch.zeros(self._n, dtype=torch.float64, device=device, requires_grad=True)
 
     def _make_trials(self, inner: Forward, args: Any, kwargs: dict[str, Any], n: int) -> None:
         """Find where the examples are, before the forward that is measured."""
         started = time.perf_counter()
         try:
             calibration = Calibration(self._model, self._layout)
-            with self._layers.trials(calibration):
+            with self._state.trials(calibration):
                 calibration.run(partial(self._trial, inner), args, kwargs, n, self._raw)
         except AdadagradError as error:
             self.intake.fail(error)
         self.intake.seconds += time.perf_counter() - started
 
     def _trial(self, inner: Forward, rows: int, args: Any, kwargs: dict[str, Any]) -> Any:
-        with self._layers.trial(rows):
-            return self._layers.run(inner, args, kwargs)
+        with self._state.trial(rows):
+            return self._state.run(inner, args, kwargs)
 
 
 def _is_recorded(module: nn.Module) -> bool:
     """Whether the module's forward is one of a measurement in progress."""
     forward = module.__dict__.get("forward")
     method = forward.func if isinstance(forward, partial) else None
-    return isinstance(method, MethodType) and isinstance(method.__self__, Recorder | LayerTaps)
+    return isinstance(method, MethodType) and isinstance(method.__self__, Recorder | LayerTaps | WholeForwards)

@@ -13,7 +13,7 @@ from torch.autograd.graph import GradientEdge, Node
 
 from adadagrad.core.errors import InvalidMeasurement
 from adadagrad.statistics.broadcast import RAW, CallKey, Meeting, Use, uses_of
-from adadagrad.statistics.calls import SEVERAL_BACKWARDS, KeptCall, LayerCall
+from adadagrad.statistics.calls import CREATE_GRAPH, SEVERAL_BACKWARDS, KeptCall, LayerCall
 from adadagrad.statistics.table import TableRule, through_views
 
 _CHANNELS_SECOND = (nn.GroupNorm, nn.PReLU, nn.modules.batchnorm._NormBase)
@@ -147,7 +147,7 @@ class SharedTensors:
             return
         try:
             if torch.is_grad_enabled():
-                raise InvalidMeasurement("a backward with create_graph=True cannot be measured: use MicroBatch()")
+                raise InvalidMeasurement(CREATE_GRAPH)
             if any(use is other for other, _ in heard):
                 raise InvalidMeasurement(SEVERAL_BACKWARDS)
             heard.append((use, use.per_example(gradient.detach(), dim)))

@@ -13,7 +13,7 @@ from torch import nn
 
 from adadagrad.statistics.broadcast import RAW, CallKey
 from adadagrad.statistics.coverage import is_batch_coupled
-from adadagrad.statistics.rules import AbstractRule, find_rule
+from adadagrad.statistics.rules import AbstractRule, AbstractWholeRule, find_rule, find_whole
 from adadagrad.statistics.rules.base import own_parameters
 
 
@@ -24,13 +24,15 @@ class Survey:
     Args:
         parameters: The trainable parameters by qualified name, as `named_parameters` orders and names them.
         layers: Name, module and rule of every layer that a rule counts.
-        raw: Trainable parameters that belong to no such layer, with their keys.
+        whole: Name, module and rule of every other layer whose calls are seen whole.
+        raw: Trainable parameters that belong to none of `layers`, with their keys.
         coupled: The first module that mixes examples, by name; None where none does.
         replaced: Name and module wherever `forward` is set on the instance.
     """
 
     parameters: dict[str, nn.Parameter]
     layers: list[tuple[str, nn.Module, AbstractRule[Any]]]
+    whole: list[tuple[str, nn.Module, AbstractWholeRule[Any]]]
     raw: dict[nn.Parameter, CallKey]
     coupled: tuple[str, nn.Module] | None
     replaced: list[tuple[str, nn.Module]]
@@ -47,6 +49,7 @@ class Survey:
         """
         parameters: dict[str, nn.Parameter] = {}
         layers: list[tuple[str, nn.Module, AbstractRule[Any]]] = []
+        whole: list[tuple[str, nn.Module, AbstractWholeRule[Any]]] = []
         replaced: list[tuple[str, nn.Module]] = []
         coupled: tuple[str, nn.Module] | None = None
         known: set[nn.Parameter] = set()
@@ -62,8 +65,17 @@ class Survey:
                     if p.requires_grad:
                         parameters[f"{name}.{own}" if name else own] = p
             rule = find_rule(module)
-            if rule is not None and (trained := own_parameters(module)):
+            if rule is None:
+                if (module._parameters or module._modules) and (seen_whole := _whole_rule(module, model)) is not None:
+                    whole.append((name, module, seen_whole))
+            elif trained := own_parameters(module):
                 layers.append((name, module, rule))
                 ruled.update(trained.values())
         raw = {p: (name, RAW) for name, p in parameters.items() if p not in ruled}
-        return cls(parameters, layers, raw, coupled, replaced)
+        return cls(parameters, layers, whole, raw, coupled, replaced)
+
+
+def _whole_rule(module: nn.Module, model: nn.Module) -> AbstractWholeRule[Any] | None:
+    """Return the whole rule of a module that trains something, None where it has none."""
+    rule = find_whole(module, outermost=module is model)
+    return rule if rule is not None and any(p.requires_grad for p in module.parameters()) else None

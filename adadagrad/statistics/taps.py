@@ -22,6 +22,9 @@ Collect = Callable[[Tensor | None, Tensor], Tensor | None]
 """Takes a call's input (None if it was changed in place since) and output gradient; returns this layer's share of
 the leaf's gradient, or None. Must not raise, and must not build a graph."""
 
+CollectMany = Callable[[tuple[Tensor | None, ...]], Tensor | None]
+"""The same for a call of several outputs, given their gradients."""
+
 Forward = Callable[..., Any]
 
 
@@ -64,6 +67,45 @@ class Tap(torch.autograd.Function):
         except RuntimeError:  # changed in place: the layer itself had no need of it, so training goes on
             x = None
         return grad_y, None, ctx.collect(x, grad_y), None
+
+
+class ManyTap(torch.autograd.Function):
+    """Copies of several outputs, whose backward gives ``collect(their gradients)`` as the gradient of a dummy leaf.
+
+    A layer of any kind may need its outputs for its own backward, or return views of one another, so that they cannot
+    be marked as changed in place; a copy may be followed by an in-place activation. Nothing is saved with autograd, so
+    that activation checkpointing sees the same saved tensors with and without this tap.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, collect: CollectMany, leaf: Tensor, *outputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the copies.
+
+        Args:
+            ctx: Autograd's context.
+            collect: What turns output gradients into the statistic.
+            leaf: The dummy leaf, float64 (n,).
+            *outputs: The outputs, any shapes.
+
+        Returns:
+            As many tensors.
+        """
+        ctx.set_materialize_grads(False)
+        ctx.collect = collect
+        return tuple(y.clone() for y in outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        """Pass the gradients through and deliver the statistic, a constant to any second derivative.
+
+        Args:
+            ctx: Autograd's context.
+            *gradients: Gradients of the loss with respect to the outputs, None for those it does not use.
+
+        Returns:
+            Nothing for `collect`, the statistic for the leaf, the gradients untouched.
+        """
+        return None, ctx.collect(gradients), *gradients
 
 
 @contextmanager

@@ -65,6 +65,14 @@ def test_layers_and_parameters_of_no_layer() -> None:
     assert list(survey.raw.values()) == [("gain.gain", RAW)], "the tied weight is still b's"
 
 
+def test_layers_that_are_seen_whole_are_those_without_another_rule_that_train_something() -> None:
+    model = tied()
+    assert [(name, module) for name, module, _ in Survey.of(model).whole] == [("gain", model.gain)]
+    assert Survey.of(model.gain).whole == [], "the model itself is no layer"
+    model.gain.requires_grad_(False)
+    assert Survey.of(model).whole == []
+
+
 def replace(model: nn.Sequential) -> None:
     model[0] = nn.Linear(4, 4).double()
 

@@ -10,6 +10,7 @@ from adadagrad.statistics.rules.base import AbstractRule
 from adadagrad.statistics.rules.channels import ChannelNormRule
 from adadagrad.statistics.rules.convolution import ConvolutionRule
 from adadagrad.statistics.rules.embedding import EmbeddingRule
+from adadagrad.statistics.rules.example_by_example import GenericRule
 from adadagrad.statistics.rules.fused import AbstractFusedRule
 from adadagrad.statistics.rules.fused_convolution import FusedConvolution
 from adadagrad.statistics.rules.fused_linear import FusedLinear
@@ -18,8 +19,19 @@ from adadagrad.statistics.rules.linear import LinearRule
 from adadagrad.statistics.rules.normalization import NormalizationRule
 from adadagrad.statistics.rules.prelu import PReLURule
 from adadagrad.statistics.rules.transposed_convolution import TransposedConvolutionRule
+from adadagrad.statistics.rules.whole import AbstractWholeRule
 
-__all__ = ["FUSED", "RULES", "AbstractFusedRule", "AbstractRule", "find_fused", "find_rule"]
+__all__ = [
+    "FUSED",
+    "RULES",
+    "WHOLE",
+    "AbstractFusedRule",
+    "AbstractRule",
+    "AbstractWholeRule",
+    "find_fused",
+    "find_rule",
+    "find_whole",
+]
 
 RULES: dict[type[nn.Module], AbstractRule[Any]] = {
     nn.Linear: LinearRule(),
@@ -48,6 +60,10 @@ FUSED: dict[type[nn.Module], AbstractFusedRule[Any]] = {
     nn.GroupNorm: FusedGroupNorm(),
 }
 
+WHOLE: dict[type[nn.Module], AbstractWholeRule[Any]] = {}
+
+_GENERIC = GenericRule()
+
 
 def find_rule(module: nn.Module) -> AbstractRule[Any] | None:
     """Return the rule for a module, or None.
@@ -70,6 +86,25 @@ def find_fused(module: nn.Module) -> AbstractFusedRule[Any] | None:
     """Return the fused rule for a module, or None; found in the same way as its rule."""
     rule: AbstractFusedRule[Any] | None = _find(FUSED, module)
     return rule
+
+
+def find_whole(module: nn.Module, *, outermost: bool = False) -> AbstractWholeRule[Any] | None:
+    """Return the rule for a module whose calls have to be seen whole, or None.
+
+    Args:
+        module: A module without a rule of its own.
+        outermost: Whether it is the whole model: then the generic rule would be no better than the fallback.
+
+    Returns:
+        The rule of its class, else the generic one for a layer that holds parameters and no other modules.
+    """
+    rule: AbstractWholeRule[Any] | None = _find(WHOLE, module)
+    if rule is not None:
+        return rule if rule.suits(module) else None
+    forward = type(module).forward
+    if outermost or forward is nn.Module.forward or "forward" in module.__dict__ or isinstance(module, tuple(WHOLE)):
+        return None
+    return None if any(True for _ in module.children()) else _GENERIC
 
 
 def _find(table: dict[type[nn.Module], Any], module: nn.Module) -> Any:
