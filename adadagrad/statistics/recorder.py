@@ -145,7 +145,7 @@ class Recorder:
             self._make_trials(inner, args, kwargs, self._n)
         output = self._state.run(inner, args, kwargs)
         if self._n is not None and self.intake.failure is None:
-            self.shared.update(self._tensors.listen(output, self._n))
+            self.shared.update(self._tensors.listen(output, self._n, self._whole.taken))
         if self._watch_model:
             call = ModelCall.now(args, kwargs)
             output = call.watch(output)

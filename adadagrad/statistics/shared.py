@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
 from adadagrad.core.errors import InvalidMeasurement
-from adadagrad.statistics.broadcast import RAW, CallKey, Meeting, Use, uses_of
+from adadagrad.statistics.broadcast import CallKey, Meeting, Use, uses_of
 from adadagrad.statistics.calls import CREATE_GRAPH, SEVERAL_BACKWARDS, KeptCall, LayerCall
 from adadagrad.statistics.table import TableRule, through_views
 
@@ -83,18 +83,20 @@ class SharedTensors:
         self._calls[key] = shared
         return True
 
-    def listen(self, output: Any, n: int) -> set[nn.Parameter]:
+    def listen(self, output: Any, n: int, taken: Collection[nn.Parameter] = ()) -> set[nn.Parameter]:
         """Listen at every meeting in the graph of the model's output, once its forward is over.
 
         Args:
             output: What the model returned.
             n: Number of examples.
+            taken: Parameters that are counted in another way.
 
         Returns:
             The parameters of shared calls that do not meet the examples where the trial runs saw them.
         """
         calls, self._calls = self._calls, {}
-        keys = [key for key in self._meetings if key[1] == RAW or key in calls]
+        raw = {key for p, key in self._parameters.items() if p not in taken}
+        keys = [key for key in self._meetings if key in raw or key in calls]
         if not keys:
             return set()
         found = uses_of(output, {c.node: (key, c.shape) for key, c in calls.items()}, self._parameters)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from adadagrad.statistics.intake import Intake
 from adadagrad.statistics.layout import Layout
 from adadagrad.statistics.places import Dims
 from adadagrad.statistics.rules import AbstractWholeRule
+from adadagrad.statistics.rules.example_by_example import GenericRule
 from adadagrad.statistics.rules.whole import RecordedCall
 from adadagrad.statistics.whole_calls import WholeCall
 
@@ -43,6 +44,8 @@ class WholeForwards:
     ) -> None:
         self._state, self._layout, self._intake = state, layout, intake
         self._raw, self._excluded = raw, excluded
+        self.taken: set[nn.Parameter] = set()
+        """Parameters that are counted here, and so not where they may be broadcast over the examples as well."""
         self._seen: dict[tuple[Any, ...], set[Dims | None]] = {}
 
     def forward(
@@ -78,9 +81,7 @@ class WholeForwards:
             state.calibration.note_whole(key, layer, call.leaves, call.outputs, state.trial_rows)
             return call.result
         assert state.leaf is not None
-        met = self._layout.meetings.keys()  # parameters that are counted where they are broadcast
         parameters = {k: p for k, p in layer.named_parameters() if p.requires_grad and p not in self._excluded}
-        parameters = {k: p for k, p in parameters.items() if self._raw.get(p) not in met}
         seen = torch.is_grad_enabled() and bool(call.differentiated)
         dims = None
         if state.depth:
@@ -93,14 +94,19 @@ class WholeForwards:
             return call.result
         reached = call.reached()  # the others get no gradient, and are not missing
         parameters = {k: p for k, p in parameters.items() if p in reached}
-        if not parameters:
+        if not parameters or (isinstance(rule, GenericRule) and self._all_met(parameters.values())):
             return call.result
         recorded = None if dims is None else call.recorded(dims)
         if recorded is None:
             state.shared.update(parameters.values())
             return call.result
+        self.taken.update(parameters.values())
         call.tap(partial(self._collect, name, rule, recorded, call.untouched, parameters), state.leaf)
         return call.result
+
+    def _all_met(self, parameters: Iterable[nn.Parameter]) -> bool:
+        """Whether all parameters are counted, for less, where they are broadcast over the examples."""
+        return all(self._raw.get(p) in self._layout.meetings for p in parameters)
 
     def _place(self, key: CallKey, call: WholeCall, n: int, seen: bool) -> Dims | None:
         """Return where the examples of a call inside the model are, None if they are not known."""

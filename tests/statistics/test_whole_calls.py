@@ -251,3 +251,13 @@ def test_the_whole_model_is_no_layer() -> None:
     assert assert_exact(PerExample().open(Custom(mixed).double(), NORMS), lambda m: losses_of(m, X))
     with pytest.raises(UncoveredParameter, match="gain"):
         measure_once(PerExample().open(Custom(noisy).double(), NORMS), lambda m: losses_of(m, X))
+
+
+def test_a_bias_that_is_sometimes_added_and_sometimes_fused_is_always_counted() -> None:
+    """Whether torch adds it for itself, where it could be met, may depend on the number of examples."""
+    turned = lambda leaf, x: F.linear(x.unsqueeze(1).repeat(1, 3, 1).transpose(0, 1), leaf.mix, leaf.gain).sum(0)  # noqa: E731
+    model = around(turned)
+    instrument = PerExample().open(model, EVERYTHING)
+    for n in (6, 6, 1, 2, 1, 6, 1):
+        measure_once(instrument, lambda m, n=n: seeded(m, (floats(n, 4),)))
+    assert not instrument.fallback
