@@ -114,6 +114,37 @@ class SequenceFirst(nn.Module):
         return self.norm(self.inner(x.transpose(0, 1))).tanh().transpose(0, 1)
 
 
+class Recurrent(nn.Module):
+    """A recurrent layer of which the whole sequence, the last states, or both are used."""
+
+    def __init__(self, layer: nn.Module, use: str = "sequence", *, given: bool = False) -> None:
+        super().__init__()
+        self.layer, self.use, self.first = layer, use, nn.Linear(4, 3) if given else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Examples first in and out, whatever the layer wants; the first state is a function of the first step."""
+        state = () if self.first is None else (self.first(x[:, 0]).expand(self.layer.num_layers, -1, -1).contiguous(),)
+        y, end = self.layer(x if self.layer.batch_first else x.transpose(0, 1), *state)
+        y = y if self.layer.batch_first else y.transpose(0, 1)
+        ends = [h.transpose(0, 1).flatten(1) for h in (end if isinstance(end, tuple) else (end,))]
+        found = {"sequence": [y.flatten(1)], "states": ends, "both": [y.flatten(1), *ends]}[self.use]
+        return torch.cat(found, 1)
+
+
+class Cell(nn.Module):
+    """A recurrent cell, written out over time."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = None
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+        return torch.cat(state, 1) if isinstance(state, tuple) else state
+
+
 class OutputSize(nn.Module):
     """A transposed convolution that is told how large its output shall be."""
 
@@ -237,6 +268,26 @@ CASES = [
     Case("prelu, in place behind", _one(nn.PReLU), _floats(3, 4)),
     Case("prelu, a slope for each channel", lambda: nn.PReLU(4), _floats(4, 3, 2)),
     Case("prelu, a slope for each feature", lambda: nn.Sequential(nn.Linear(4, 4), nn.PReLU(4)), _floats(4)),
+    Case("rnn, sequence first", lambda: Recurrent(nn.RNN(4, 3)), _floats(5, 4)),
+    Case("rnn, relu, no bias", lambda: Recurrent(nn.RNN(4, 3, nonlinearity="relu", bias=False)), _floats(5, 4)),
+    Case("gru, examples first", lambda: Recurrent(nn.GRU(4, 3, batch_first=True)), _floats(5, 4)),
+    Case(
+        "gru, two layers, two directions, states",
+        lambda: Recurrent(nn.GRU(4, 3, 2, bidirectional=True), "both"),
+        _floats(5, 4),
+    ),
+    Case("gru, given state", lambda: Recurrent(nn.GRU(4, 3, 2), "states", given=True), _floats(5, 4)),
+    Case("lstm, sequence first", lambda: Recurrent(nn.LSTM(4, 3)), _floats(5, 4)),
+    Case("lstm, examples first", lambda: Recurrent(nn.LSTM(4, 3, 2, batch_first=True), "states"), _floats(5, 4)),
+    Case(
+        "lstm, two directions, projected",
+        lambda: Recurrent(nn.LSTM(4, 3, 2, batch_first=True, bidirectional=True, proj_size=2), "both"),
+        _floats(5, 4),
+    ),
+    Case("rnn cell", lambda: Cell(nn.RNNCell(4, 3)), _floats(3, 4)),
+    Case("rnn cell, relu", lambda: Cell(nn.RNNCell(4, 3, nonlinearity="relu")), _floats(3, 4)),
+    Case("gru cell", lambda: Cell(nn.GRUCell(4, 3)), _floats(3, 4)),
+    Case("lstm cell", lambda: Cell(nn.LSTMCell(4, 3)), _floats(3, 4)),
     Case("weight norm", lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), _floats(4), fallback=True),
 ]
 

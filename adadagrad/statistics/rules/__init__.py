@@ -18,6 +18,7 @@ from adadagrad.statistics.rules.fused_normalization import FusedGroupNorm, Fused
 from adadagrad.statistics.rules.linear import LinearRule
 from adadagrad.statistics.rules.normalization import NormalizationRule
 from adadagrad.statistics.rules.prelu import PReLURule
+from adadagrad.statistics.rules.recurrent import CellRule, RecurrentRule
 from adadagrad.statistics.rules.transposed_convolution import TransposedConvolutionRule
 from adadagrad.statistics.rules.whole import AbstractWholeRule
 
@@ -60,7 +61,14 @@ FUSED: dict[type[nn.Module], AbstractFusedRule[Any]] = {
     nn.GroupNorm: FusedGroupNorm(),
 }
 
-WHOLE: dict[type[nn.Module], AbstractWholeRule[Any]] = {}
+WHOLE: dict[type[nn.Module], AbstractWholeRule[Any]] = {
+    nn.RNN: RecurrentRule(),
+    nn.GRU: RecurrentRule(),
+    nn.LSTM: RecurrentRule(),
+    nn.RNNCell: CellRule(),
+    nn.GRUCell: CellRule(),
+    nn.LSTMCell: CellRule(),
+}
 
 _GENERIC = GenericRule()
 

@@ -49,7 +49,7 @@ class LinearRule(AbstractRule[nn.Linear]):
         if "bias" in names:
             total += squares_per_example(b.sum(1))
         if "weight" in names:
-            total += _weight_square_norms(a, b)
+            total += weight_square_norms(a, b)
         return total
 
     def inner_products(self, layer: nn.Linear, x: Tensor, gy: Tensor, directions: Mapping[str, Tensor]) -> Tensor:
@@ -68,7 +68,7 @@ def _positions(values: Tensor, features: int) -> Tensor:
     return values.reshape(len(values), -1, features)
 
 
-def _weight_square_norms(a: Tensor, b: Tensor) -> Tensor:
+def weight_square_norms(a: Tensor, b: Tensor) -> Tensor:
     """Return |B_i^T A_i|_F^2 for a (n, T, d) and b (n, T, p), float64 (n,)."""
     n, positions, d = a.shape
     p = b.shape[2]
