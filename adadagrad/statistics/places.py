@@ -16,6 +16,9 @@ from adadagrad.statistics.trials import Fingerprint, grown_dim
 SHARED = -1
 """In the place of a dimension: all examples share this tensor, or it is no tensor at all."""
 
+UNKNOWN = -2
+"""In the place of a dimension: a tensor that grows with the examples, or changes with one of them, in another way."""
+
 Dims: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 """A dimension for each argument and each output."""
 
@@ -79,7 +82,7 @@ def _fits(values: Sequence[Any], dims: Sequence[int], n: int) -> bool:
     """Whether every value has n rows where the examples are supposed to be."""
     if len(values) != len(dims):
         return False
-    pairs = [(v, dim) for v, dim in zip(values, dims, strict=True) if dim != SHARED]
+    pairs = [(v, dim) for v, dim in zip(values, dims, strict=True) if dim >= 0]
     return all(isinstance(v, Tensor) and dim < v.dim() and v.shape[dim] == n for v, dim in pairs)
 
 
@@ -152,22 +155,19 @@ def _dims(first: _Call, changed: _Call, longer: _Call, m: int) -> Dims | None:
     for a, b, c in zip(first, changed, longer, strict=True):
         if not len(a) == len(b) == len(c):
             return None
-        places = [_dim(*seen, m) for seen in zip(a, b, c, strict=True)]
-        if None in places:
-            return None
-        found.append(tuple(place for place in places if place is not None))
+        found.append(tuple(_dim(*seen, m) for seen in zip(a, b, c, strict=True)))
     return found[0], found[1]
 
 
-def _dim(first: _Seen | None, changed: _Seen | None, longer: _Seen | None, m: int) -> int | None:
-    """Return one tensor's batch dimension, or that it is shared; None where it is neither."""
+def _dim(first: _Seen | None, changed: _Seen | None, longer: _Seen | None, m: int) -> int:
+    """Return one tensor's batch dimension, or that it is shared, or neither."""
     if first is None or changed is None or longer is None:
-        return SHARED if first is changed is longer else None
+        return SHARED if first is changed is longer else UNKNOWN
     if first.shape != changed.shape:
-        return None
+        return UNKNOWN
     if first.shape == longer.shape:
-        return SHARED if first.whole.agrees(changed.whole, 1) else None
+        return SHARED if first.whole.agrees(changed.whole, 1) else UNKNOWN
     dim = grown_dim(first.shape, longer.shape, m + 1)
     if dim is None or dim not in first.rows or not first.rows[dim].agrees(changed.rows[dim], m):
-        return None
+        return UNKNOWN
     return dim

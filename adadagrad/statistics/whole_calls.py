@@ -131,7 +131,8 @@ class WholeCall:
         output_dims = [dims[1][number] for number in numbers]
         if not self.repeatable or not numbers or min(output_dims) < 0:
             return None
-        leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        detached = {id(leaf): leaf.detach() for leaf in self.leaves if isinstance(leaf, Tensor)}
+        leaves = [detached.get(id(leaf), leaf) for leaf in self.leaves]  # a tensor given twice stays one
         return RecordedCall(
             self.layer,
             self.forward,

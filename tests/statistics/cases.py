@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Case:
-    """A model, its input, and whether the fallback (with its warning) is expected to count a part of it."""
+    """A model, its input, whether the fallback (with its warning) counts a part of it, and whether it is random."""
 
     name: str
     build: Callable[[], nn.Module]
     data: Callable[[int], Tensor]
     fallback: bool = False
+    draws: bool = False
 
 
 class Twice(nn.Module):
@@ -145,6 +146,43 @@ class Cell(nn.Module):
         return torch.cat(state, 1) if isinstance(state, tuple) else state
 
 
+class MultiHead(nn.Module):
+    """`torch.nn.MultiheadAttention`, called as the function says, examples first in and out."""
+
+    def __init__(self, call: Callable[[nn.Module, Tensor], Tensor], **options: object) -> None:
+        super().__init__()
+        self.call, self.attention = call, nn.MultiheadAttention(4, 2, **options)
+        nn.init.normal_(self.attention.out_proj.bias) if options.get("bias", True) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(self.attention, x)
+
+
+def with_weights(attention: nn.Module, x: Tensor) -> Tensor:
+    y, weights = attention(x, x, x, average_attn_weights=False)
+    return torch.cat([y.flatten(1), weights.flatten(1).exp()], 1)
+
+
+def turned(attention: nn.Module, x: Tensor) -> Tensor:
+    z = x.transpose(0, 1)
+    return attention(z, z, z, need_weights=False)[0].transpose(0, 1)
+
+
+def masked(attention: nn.Module, x: Tensor) -> Tensor:
+    """A causal mask that all examples share, and a padding mask that differs."""
+    t = x.shape[1]
+    padding = torch.zeros(len(x), t, dtype=torch.bool)
+    padding[:, -1] = x[:, 0, 0] > 0
+    causal = torch.ones(t, t, dtype=torch.bool).triu(1)
+    return attention(query=x, key=x, value=x, key_padding_mask=padding, attn_mask=causal)[0]
+
+
+def masks_by_head(attention: nn.Module, x: Tensor) -> Tensor:
+    """A mask of examples times heads, which grows by two for each example."""
+    mask = (x[:, :, :1] * x[:, None, :, 0]).repeat_interleave(2, 0)
+    return attention(x, x, x, attn_mask=mask, need_weights=False)[0]
+
+
 class OutputSize(nn.Module):
     """A transposed convolution that is told how large its output shall be."""
 
@@ -268,6 +306,37 @@ CASES = [
     Case("prelu, in place behind", _one(nn.PReLU), _floats(3, 4)),
     Case("prelu, a slope for each channel", lambda: nn.PReLU(4), _floats(4, 3, 2)),
     Case("prelu, a slope for each feature", lambda: nn.Sequential(nn.Linear(4, 4), nn.PReLU(4)), _floats(4)),
+    Case("attention", lambda: MultiHead(lambda a, x: a(x, x, x)[0], batch_first=True), _floats(5, 4)),
+    Case("attention, its weights used too", lambda: MultiHead(with_weights, batch_first=True), _floats(5, 4)),
+    Case("attention, sequence first, no weights", lambda: MultiHead(turned), _floats(5, 4)),
+    Case("attention, no bias", lambda: MultiHead(turned, bias=False), _floats(5, 4)),
+    Case("attention, masks", lambda: MultiHead(masked, batch_first=True), _floats(5, 4)),
+    Case("attention, masks by head", lambda: MultiHead(masks_by_head, batch_first=True), _floats(5, 4)),
+    Case("attention with dropout", lambda: MultiHead(turned, dropout=0.4), _floats(5, 4), draws=True),
+    Case(
+        "attention with dropout and weights",
+        lambda: MultiHead(with_weights, dropout=0.4, batch_first=True, add_zero_attn=True),
+        _floats(5, 4),
+        draws=True,
+    ),
+    Case(
+        "cross attention",
+        lambda: MultiHead(lambda a, x: a(x[:, :2], x[:, 2:], x[:, 2:])[0], batch_first=True),
+        _floats(5, 4),
+    ),
+    Case(
+        "cross attention, one memory",
+        lambda: MultiHead(lambda a, x: (lambda m: a(x, m, m)[0])(x[:, 2:].tanh()), batch_first=True),
+        _floats(5, 4),
+    ),
+    Case(
+        "cross attention, other widths",
+        lambda: MultiHead(lambda a, x: a(x, x[:, :, :3], x[..., 2:])[0], batch_first=True, kdim=3, vdim=2),
+        _floats(5, 4),
+    ),
+    Case(
+        "encoder layer", lambda: nn.TransformerEncoderLayer(4, 2, 8, 0.2, batch_first=True), _floats(5, 4), draws=True
+    ),
     Case("rnn, sequence first", lambda: Recurrent(nn.RNN(4, 3)), _floats(5, 4)),
     Case("rnn, relu, no bias", lambda: Recurrent(nn.RNN(4, 3, nonlinearity="relu", bias=False)), _floats(5, 4)),
     Case("gru, examples first", lambda: Recurrent(nn.GRU(4, 3, batch_first=True)), _floats(5, 4)),

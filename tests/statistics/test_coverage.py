@@ -163,19 +163,16 @@ EXACT = [
         "multi-head attention",
         lambda: Composite(lambda m, x: m.a(x, x, x)[0], a=nn.MultiheadAttention(4, 2, batch_first=True)),
         SEQUENCE,
-        True,
     ),
     Row(
         "encoder layer without dropout",
         lambda: nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True),
         SEQUENCE,
-        True,
     ),
     Row(
         "encoder layer in eval mode",
         lambda: nn.TransformerEncoderLayer(4, 2, 8, batch_first=True),
         SEQUENCE,
-        True,
         train=False,
     ),
     Row("bilinear", lambda: nn.Bilinear(4, 4, 3), (floats(6, 4), floats(6, 4) + 1), True),
@@ -310,9 +307,15 @@ REFUSED = [
         r"a.weight_ih_l0.*MicroBatch",
     ),
     (
-        Row("encoder layer with dropout", lambda: nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), SEQUENCE),
+        Row(
+            "attention with vectors added to keys and values, and dropout",
+            lambda: Composite(
+                lambda m, x: m.a(x, x, x)[0], a=nn.MultiheadAttention(4, 2, 0.5, add_bias_kv=True, batch_first=True)
+            ),
+            SEQUENCE,
+        ),
         UncoveredParameter,
-        r"self_attn.in_proj_weight.*MicroBatch",
+        r"a.in_proj_weight.*MicroBatch",
     ),
     (
         Row(

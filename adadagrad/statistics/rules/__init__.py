@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from adadagrad.statistics.rules.attention import AttentionRule
 from adadagrad.statistics.rules.base import AbstractRule
 from adadagrad.statistics.rules.channels import ChannelNormRule
 from adadagrad.statistics.rules.convolution import ConvolutionRule
@@ -62,6 +63,7 @@ FUSED: dict[type[nn.Module], AbstractFusedRule[Any]] = {
 }
 
 WHOLE: dict[type[nn.Module], AbstractWholeRule[Any]] = {
+    nn.MultiheadAttention: AttentionRule(),
     nn.RNN: RecurrentRule(),
     nn.GRU: RecurrentRule(),
     nn.LSTM: RecurrentRule(),

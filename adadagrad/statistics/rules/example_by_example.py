@@ -37,6 +37,8 @@ class GenericRule(AbstractWholeRule[nn.Module]):
 
     def parts(self, call: RecordedCall, gradients: Sequence[Tensor | None], names: Collection[str]) -> list[Part]:
         """Return the call as one part whose input is the numbers of its examples."""
+        if min(call.dims, default=0) < -1:
+            raise ValueError("an argument cannot be taken apart into examples")
         known = [(dim, g) for dim, g in zip(call.output_dims, gradients, strict=True) if g is not None]
         n = known[0][1].shape[known[0][0]]
         rows = torch.arange(n, device=known[0][1].device)

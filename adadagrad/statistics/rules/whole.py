@@ -29,7 +29,8 @@ class RecordedCall:
         forward: Its own forward.
         leaves: Everything in the arguments, tensors detached.
         spec: How the leaves make up the positional and the keyword arguments.
-        dims: Batch dimension of every leaf; -1 for what all examples share and for what is no tensor.
+        dims: Batch dimension of every leaf; -1 for what all examples share and for what is no tensor,
+            less where the examples are somewhere else in it.
         outputs: Numbers of the outputs (as leaves of what the layer returned) that autograd differentiates.
         output_dims: Batch dimensions of these.
         autocast: Precision that autocast computed in, by device type; none where it was off.
