@@ -183,6 +183,17 @@ def masks_by_head(attention: nn.Module, x: Tensor) -> Tensor:
     return attention(x, x, x, attn_mask=mask, need_weights=False)[0]
 
 
+class TwoInputs(nn.Module):
+    """A bilinear layer on two parts of the input."""
+
+    def __init__(self, *sizes: int, bias: bool = True) -> None:
+        super().__init__()
+        self.pair, self.left = nn.Bilinear(*sizes, bias=bias), sizes[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pair(x[..., : self.left], input2=x[..., self.left :].tanh()).relu_()
+
+
 class OutputSize(nn.Module):
     """A transposed convolution that is told how large its output shall be."""
 
@@ -306,6 +317,9 @@ CASES = [
     Case("prelu, in place behind", _one(nn.PReLU), _floats(3, 4)),
     Case("prelu, a slope for each channel", lambda: nn.PReLU(4), _floats(4, 3, 2)),
     Case("prelu, a slope for each feature", lambda: nn.Sequential(nn.Linear(4, 4), nn.PReLU(4)), _floats(4)),
+    Case("bilinear", lambda: TwoInputs(3, 4, 2), _floats(7)),
+    Case("bilinear, positions, gram", lambda: TwoInputs(5, 6, 4), _floats(3, 11)),
+    Case("bilinear, positions, direct", lambda: TwoInputs(2, 2, 2, bias=False), _floats(2, 5, 4)),
     Case("attention", lambda: MultiHead(lambda a, x: a(x, x, x)[0], batch_first=True), _floats(5, 4)),
     Case("attention, its weights used too", lambda: MultiHead(with_weights, batch_first=True), _floats(5, 4)),
     Case("attention, sequence first, no weights", lambda: MultiHead(turned), _floats(5, 4)),

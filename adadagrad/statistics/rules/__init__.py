@@ -8,6 +8,7 @@ from torch import nn
 
 from adadagrad.statistics.rules.attention import AttentionRule
 from adadagrad.statistics.rules.base import AbstractRule
+from adadagrad.statistics.rules.bilinear import BilinearRule
 from adadagrad.statistics.rules.channels import ChannelNormRule
 from adadagrad.statistics.rules.convolution import ConvolutionRule
 from adadagrad.statistics.rules.embedding import EmbeddingRule
@@ -63,6 +64,7 @@ FUSED: dict[type[nn.Module], AbstractFusedRule[Any]] = {
 }
 
 WHOLE: dict[type[nn.Module], AbstractWholeRule[Any]] = {
+    nn.Bilinear: BilinearRule(),
     nn.MultiheadAttention: AttentionRule(),
     nn.RNN: RecurrentRule(),
     nn.GRU: RecurrentRule(),
