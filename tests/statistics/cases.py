@@ -194,6 +194,29 @@ class TwoInputs(nn.Module):
         return self.pair(x[..., : self.left], input2=x[..., self.left :].tanh()).relu_()
 
 
+class Bag(nn.Module):
+    """A bag of tokens for each example: as it is, with sample weights, or flat with offsets."""
+
+    def __init__(self, use: str = "plain", **options: object) -> None:
+        super().__init__()
+        self.use, self.bag, self.head = use, nn.EmbeddingBag(6, 3, **options), nn.Linear(3, 2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        n, t = ids.shape
+        offsets = torch.arange(n + self.bag.include_last_offset) * t
+        if self.use == "plain":
+            y = self.bag(ids)
+        elif self.use == "weights":
+            y = self.bag(ids, per_sample_weights=ids.to(self.bag.weight) / 3 - 0.5)
+        elif self.use == "unequal":  # bags of 1 to t tokens
+            sizes = ids[:, 0] % t + 1
+            inside = torch.arange(t) < sizes[:, None]
+            y = self.bag(ids[inside], sizes.cumsum(0) - sizes)
+        else:
+            y = self.bag(ids.flatten(), offsets)
+        return self.head(y.tanh())
+
+
 class OutputSize(nn.Module):
     """A transposed convolution that is told how large its output shall be."""
 
@@ -320,6 +343,18 @@ CASES = [
     Case("bilinear", lambda: TwoInputs(3, 4, 2), _floats(7)),
     Case("bilinear, positions, gram", lambda: TwoInputs(5, 6, 4), _floats(3, 11)),
     Case("bilinear, positions, direct", lambda: TwoInputs(2, 2, 2, bias=False), _floats(2, 5, 4)),
+    Case("embedding bag, mean", Bag, _ids(6, 5)),
+    Case("embedding bag, sum", lambda: Bag(mode="sum"), _ids(6, 5)),
+    Case("embedding bag, mean, padding", lambda: Bag(padding_idx=2), _ids(6, 3)),
+    Case("embedding bag, sample weights", lambda: Bag("weights", mode="sum", padding_idx=0), _ids(6, 5)),
+    Case("embedding bag, offsets", lambda: Bag("offsets"), _ids(6, 5)),
+    Case(
+        "embedding bag, last offset, padding",
+        lambda: Bag("offsets", mode="sum", include_last_offset=True, padding_idx=1),
+        _ids(6, 5),
+    ),
+    Case("embedding bag, offsets of unequal bags", lambda: Bag("unequal", padding_idx=4), _ids(6, 5)),
+    Case("embedding bag, maximum", lambda: Bag(mode="max"), _ids(6, 5)),
     Case("attention", lambda: MultiHead(lambda a, x: a(x, x, x)[0], batch_first=True), _floats(5, 4)),
     Case("attention, its weights used too", lambda: MultiHead(with_weights, batch_first=True), _floats(5, 4)),
     Case("attention, sequence first, no weights", lambda: MultiHead(turned), _floats(5, 4)),

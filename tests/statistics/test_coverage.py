@@ -145,6 +145,7 @@ EXACT = [
     ),
     Row("padding index from the end", lambda: nn.Embedding(5, 3, padding_idx=-1), (ids(5, 6, 4),)),
     Row("embedding with max_norm", lambda: nn.Embedding(5, 3, max_norm=0.7), (ids(5, 6, 4),)),
+    Row("embedding bag with max_norm", lambda: nn.EmbeddingBag(5, 3, max_norm=0.7), (ids(5, 6, 4),), True),
     Row("overridden forward", lambda: nn.Sequential(Doubled(4, 3), nn.Tanh(), Linear(3, 2)), X),
     Row("old weight_norm", old_weight_norm, X, True),
     Row(
@@ -176,7 +177,7 @@ EXACT = [
         train=False,
     ),
     Row("bilinear", lambda: nn.Bilinear(4, 4, 3), (floats(6, 4), floats(6, 4) + 1)),
-    Row("embedding bag", lambda: nn.EmbeddingBag(7, 3), (ids(7, 6, 4),), True),
+    Row("embedding bag", lambda: nn.EmbeddingBag(7, 3), (ids(7, 6, 4),)),
     Row("transposed convolution", lambda: nn.ConvTranspose1d(3, 4, 3, 2), (floats(6, 3, 5),)),
     Row(
         "temperature without dimensions",

@@ -12,6 +12,7 @@ from adadagrad.statistics.rules.bilinear import BilinearRule
 from adadagrad.statistics.rules.channels import ChannelNormRule
 from adadagrad.statistics.rules.convolution import ConvolutionRule
 from adadagrad.statistics.rules.embedding import EmbeddingRule
+from adadagrad.statistics.rules.embedding_bag import EmbeddingBagRule
 from adadagrad.statistics.rules.example_by_example import GenericRule
 from adadagrad.statistics.rules.fused import AbstractFusedRule
 from adadagrad.statistics.rules.fused_convolution import FusedConvolution
@@ -65,6 +66,7 @@ FUSED: dict[type[nn.Module], AbstractFusedRule[Any]] = {
 
 WHOLE: dict[type[nn.Module], AbstractWholeRule[Any]] = {
     nn.Bilinear: BilinearRule(),
+    nn.EmbeddingBag: EmbeddingBagRule(),
     nn.MultiheadAttention: AttentionRule(),
     nn.RNN: RecurrentRule(),
     nn.GRU: RecurrentRule(),
@@ -111,10 +113,10 @@ def find_whole(module: nn.Module, *, outermost: bool = False) -> AbstractWholeRu
         The rule of its class, else the generic one for a layer that holds parameters and no other modules.
     """
     rule: AbstractWholeRule[Any] | None = _find(WHOLE, module)
-    if rule is not None:
-        return rule if rule.suits(module) else None
+    if rule is not None and rule.suits(module):
+        return rule
     forward = type(module).forward
-    if outermost or forward is nn.Module.forward or "forward" in module.__dict__ or isinstance(module, tuple(WHOLE)):
+    if outermost or forward is nn.Module.forward or "forward" in module.__dict__:
         return None
     return None if any(True for _ in module.children()) else _GENERIC
 
