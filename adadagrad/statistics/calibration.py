@@ -165,8 +165,9 @@ class Calibration:
         def run(rows: list[int]) -> tuple[Any, dict[Node, tuple[CallKey, torch.Size]]]:
             self._nodes = {}
             args, kwargs = select(arguments, n, rows)
-            # A checkpoint around the model must not take what the trial saves for its own.
-            with untouched(self._model), torch.enable_grad(), saved_tensors_hooks(_itself, _itself):
+            # A checkpoint around the model must not take what the trial saves for its own. What is saved is detached:
+            # an output that its own node saves would else keep the graph, and itself, forever.
+            with untouched(self._model), torch.enable_grad(), saved_tensors_hooks(Tensor.detach, _itself):
                 output = forward(len(rows), args, kwargs)
             return output, {
                 node: (key, shape) for key, (node, shape) in self._nodes.items() if node is not None and key in shared
