@@ -12,7 +12,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from adadagrad.statistics.places import Dims
 from adadagrad.statistics.rules import AbstractWholeRule
-from adadagrad.statistics.rules.whole import RecordedCall
+from adadagrad.statistics.rules.whole import RecordedCall, version
 from adadagrad.statistics.taps import CollectMany, ManyTap
 
 
@@ -66,11 +66,11 @@ class WholeCall:
         state = [*layer.parameters(), *layer.buffers()]
         devices = {t.device for t in [*state, *leaves] if isinstance(t, Tensor)} | {torch.device("cpu")}
         kinds = {d.type: torch.get_autocast_dtype(d.type) for d in devices if torch.is_autocast_enabled(d.type)}
-        random, before = _random_state(devices), [_version(t) for t in state]
-        call = cls(layer, forward, leaves, spec, kinds, random, [_version(leaf) for leaf in leaves])
+        random, before = _random_state(devices), [version(t) for t in state]
+        call = cls(layer, forward, leaves, spec, kinds, random, [version(leaf) for leaf in leaves])
         call.outputs, call.output_spec = tree_flatten(forward(*args, **kwargs))
         drew = any(not torch.equal(random[d], now) for d, now in _random_state(devices).items())
-        kept = before == [_version(t) for t in state] and call.untouched()
+        kept = [before, call.versions] == [[version(t) for t in some] for some in (state, leaves)]
         call.repeatable = kept and not (drew and not rule.may_draw(layer))
         return call
 
@@ -104,10 +104,6 @@ class WholeCall:
                 found.add(p)
             pending.extend(child for child, _ in node.next_functions)
         return found
-
-    def untouched(self) -> bool:
-        """Return whether no tensor argument has been changed in place since the call began."""
-        return self.versions == [_version(leaf) for leaf in self.leaves]
 
     def tap(self, collect: CollectMany, leaf: Tensor) -> None:
         """Put copies in the place of the outputs that autograd differentiates.
@@ -143,11 +139,8 @@ class WholeCall:
             output_dims,
             self.autocast,
             self.random,
+            self.versions,
         )
-
-
-def _version(value: Any) -> int:
-    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
 
 
 def _random_state(devices: set[torch.device]) -> dict[torch.device, Tensor]:

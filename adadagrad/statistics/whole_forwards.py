@@ -92,16 +92,19 @@ class WholeForwards:
             dims = next(iter(found)) if len(found) == 1 else None
         if not seen:
             return call.result
-        reached = call.reached()  # the others get no gradient, and are not missing
-        parameters = {k: p for k, p in parameters.items() if p in reached}
-        if not parameters or (isinstance(rule, GenericRule) and self._all_met(parameters.values())):
+        if isinstance(rule, GenericRule):
+            reached = call.reached()  # the others get no gradient, and are not missing
+            parameters = {k: p for k, p in parameters.items() if p in reached}
+            if self._all_met(parameters.values()):
+                return call.result
+        if not parameters:
             return call.result
         recorded = None if dims is None else call.recorded(dims)
         if recorded is None:
             state.shared.update(parameters.values())
             return call.result
         self.taken.update(parameters.values())
-        call.tap(partial(self._collect, name, rule, recorded, call.untouched, parameters), state.leaf)
+        call.tap(partial(self._collect, name, rule, recorded, parameters), state.leaf)
         return call.result
 
     def _all_met(self, parameters: Iterable[nn.Parameter]) -> bool:
@@ -125,7 +128,6 @@ class WholeForwards:
         name: str,
         rule: AbstractWholeRule[Any],
         recorded: RecordedCall,
-        untouched: Callable[[], bool],
         parameters: dict[str, nn.Parameter],
         gradients: tuple[Tensor | None, ...],
     ) -> Tensor | None:
@@ -135,7 +137,7 @@ class WholeForwards:
             return None
         started = time.perf_counter()
         try:
-            intake.admit(recorded, name, intact=untouched())
+            intake.admit(recorded, name, intact=recorded.untouched())
             parts = rule.parts(recorded, gradients, parameters.keys())
         except InvalidMeasurement as error:
             intake.fail(error)

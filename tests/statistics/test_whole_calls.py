@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -261,3 +263,20 @@ def test_a_bias_that_is_sometimes_added_and_sometimes_fused_is_always_counted() 
     for n in (6, 6, 1, 2, 1, 6, 1):
         measure_once(instrument, lambda m, n=n: seeded(m, (floats(n, 4),)))
     assert not instrument.fallback
+
+
+def test_nothing_is_kept_alive_by_a_measured_step() -> None:
+    """A tap that held its own outputs would be a cycle through autograd's graph, which is never collected."""
+    kept: list[weakref.ref[Tensor]] = []
+
+    def call(m: nn.Module, h: Tensor) -> Tensor:
+        y, _ = m.leaf(h, other=h, scale=1.0)["sum"], kept.append(weakref.ref(h))
+        kept.append(weakref.ref(y))
+        return y
+
+    instrument = PerExample().open(around(two_outputs, call), NORMS)
+    for _ in range(4):
+        measure_once(instrument, lambda m: seeded(m, X))
+    gc.collect()
+    assert len(kept) > 8
+    assert all(reference() is None for reference in kept)

@@ -35,6 +35,7 @@ class RecordedCall:
         output_dims: Batch dimensions of these.
         autocast: Precision that autocast computed in, by device type; none where it was off.
         random: The state of the random numbers before the call, by device.
+        versions: Of the leaves, when the call began.
     """
 
     layer: nn.Module
@@ -46,6 +47,11 @@ class RecordedCall:
     output_dims: Sequence[int]
     autocast: Mapping[str, torch.dtype]
     random: Mapping[torch.device, Tensor]
+    versions: Sequence[int]
+
+    def untouched(self) -> bool:
+        """Return whether no argument has been changed in place since: a detached tensor shares the version."""
+        return list(self.versions) == [version(leaf) for leaf in self.leaves]
 
     @property
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -77,6 +83,11 @@ class RecordedCall:
             for kind, dtype in self.autocast.items():
                 stack.enter_context(torch.autocast(kind, dtype))
             yield
+
+
+def version(value: Any) -> int:
+    """Return how often a tensor has been changed in place, 0 for anything else."""
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
 
 
 class _Shell(nn.Module):
