@@ -280,3 +280,15 @@ def test_nothing_is_kept_alive_by_a_measured_step() -> None:
     gc.collect()
     assert len(kept) > 8
     assert all(reference() is None for reference in kept)
+
+
+@pytest.mark.filterwarnings("ignore:.*Dynamo.*")
+def test_a_layer_of_a_compiled_model_is_seen_whole_as_well() -> None:
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Linear(4, 4), Custom(mixed), nn.Linear(4, 3)).double()
+    compiled = torch.compile(model, backend="aot_eager")
+    instrument = PerExample().open(compiled, NORMS)
+    for _ in range(4):
+        assert_exact(instrument, lambda m: losses_of(m, X), expected_from=model)
+    assert not instrument.fallback
+    torch._dynamo.reset()
