@@ -96,7 +96,10 @@ class Calibration:
         inputs, made = (sum(v.numel() for v in vs if isinstance(v, Tensor)) for vs in (arguments, outputs))
         width = next((v.shape[-1] for v in outputs if isinstance(v, Tensor) and v.dim() > 1), 1)
         weights = sum(p.numel() for p in layer.parameters() if p.requires_grad and p.dim() > 1)
-        self._sizes[key] = LayerSize(weights, max(1, made // (rows * max(1, width))), (inputs + made) // rows)
+        if isinstance(layer, nn.EmbeddingBag):  # a table that is looked up multiplies nothing
+            weights = 0
+        positions, again = max(1, made // (rows * max(1, width))), int(not isinstance(layer, nn.Bilinear))
+        self._sizes[key] = LayerSize(weights, positions, (inputs + made) // rows, again)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def run(self, forward: Forward, args: Any, kwargs: Any, n: int, raw: Mapping[nn.Parameter, CallKey]) -> None:

@@ -126,7 +126,7 @@ class Layout:
             ],
             "places": self.places.state(),
             "sizes": [
-                [name, index, size.weights, size.positions, size.activations]
+                [name, index, size.weights, size.positions, size.activations, size.reruns]
                 for (name, index), size in self.sizes.items()
             ],
         }

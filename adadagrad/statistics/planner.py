@@ -6,7 +6,8 @@ step) are measured rarely, and large ones at every step. The model counts flops,
 
     plain step    3 forwards: 6 W T flop an example and layer, plus a fixed cost per layer and micro-batch
     measuring     T = 1: one read of input and output gradient; T > 1: one more weight gradient, 2 W T flop and
-                  8 W bytes an example; inner products one more forward; coordinates one more weight gradient
+                  8 W bytes an example; inner products one more forward; coordinates one more weight gradient;
+                  a layer that is done over one more forward and backward, 6 W T flop
 
 W weights of the layer, T positions per example. The constants are rough and only set how often is "often";
 `benchmarks/engine.py` measures what comes out.
@@ -50,11 +51,13 @@ class LayerSize:
         weights: W, its trainable weights.
         positions: T, positions per example.
         activations: Elements of input and output per example.
+        reruns: Forwards and backwards of the layer that measuring it adds.
     """
 
     weights: int
     positions: int
     activations: int
+    reruns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,7 @@ def measured_seconds(
         product = 2 * layer.weights * layer.positions * examples
         materialised = 8 * layer.weights * examples
         many = layer.positions > 1
-        flops += product * (many + inner_products + coordinates)
+        flops += product * (many + inner_products + coordinates + 3 * layer.reruns)
         traffic += 4 * layer.activations * examples * (1 + inner_products) + materialised * (many + coordinates)
         traffic += 4 * layer.weights
     calls = MEASURED_CALLS * (1 + inner_products + coordinates) * len(layers) * step.measured_micro_batches

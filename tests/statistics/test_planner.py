@@ -13,7 +13,7 @@ from adadagrad.core.errors import InvalidArgument
 from adadagrad.statistics import MicroBatch, PerExample
 from adadagrad.statistics.base import Request
 from adadagrad.statistics.planner import LayerSize, MeasureBudget, StepSize, measured_seconds, plain_seconds
-from tests.statistics.checking import floats, losses_of, measure_once
+from tests.statistics.checking import Composite, floats, losses_of, measure_once
 
 LAYERS = [LayerSize(weights=5000, positions=49, activations=3000), LayerSize(10_000, 1, 1000)]
 STEP = StepSize(examples=512, micro_batches=4, measured_examples=128, measured_micro_batches=1)
@@ -147,3 +147,34 @@ def test_an_instrument_that_takes_over_a_state_repeats_the_other_bitwise() -> No
         assert measure_once(first, losses) == measure_once(second, losses)
     assert second.state_dict() == first.state_dict()
     assert MicroBatch().open(model, Request()).state_dict() == {}
+
+
+def test_a_layer_that_is_done_over_costs_a_forward_and_a_backward_more() -> None:
+    over = [dataclasses.replace(layer, reruns=1) for layer in LAYERS]
+    assert plain_seconds(over, STEP, "cpu") == plain_seconds(LAYERS, STEP, "cpu")
+    assert measured_seconds(over, STEP, "cpu") > measured_seconds(LAYERS, STEP, "cpu")
+    model = Composite(
+        lambda m, x: m.bag(m.gru(x)[0].sum(2).long() % 5),
+        gru=nn.GRU(4, 3, batch_first=True),
+        bag=nn.EmbeddingBag(5, 2),
+    ).double()
+    instrument = PerExample().open(model, Request())
+    model.gru.requires_grad_(False)
+    measure_once(instrument, lambda m: losses_of(m, (floats(6, 5, 4),)))
+    (bag,) = [size for (name, _), size in instrument._layout.sizes.items() if name == "bag"]
+    assert bag == LayerSize(weights=0, positions=1, activations=7, reruns=1)
+    model.gru.requires_grad_(True)
+    lstm = PerExample().open(nn.Sequential(nn.Linear(4, 4), Last(nn.GRU(4, 3, batch_first=True))).double(), Request())
+    measure_once(lstm, lambda m: losses_of(m, (floats(6, 5, 4),)))
+    assert lstm._layout.sizes["1.layer", 0] == LayerSize(weights=63, positions=6, activations=38, reruns=1)
+
+
+class Last(nn.Module):
+    """The outputs of a recurrent layer without its states."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)[0]
