@@ -42,6 +42,39 @@ class Flip(nn.Module):
         return x.transpose(0, 1)
 
 
+class Recurrence(nn.Module):
+    """A GRU's outputs, added to what it is given."""
+
+    def __init__(self, width: int, *, first: bool) -> None:
+        super().__init__()
+        self.layer = nn.GRU(width, width, batch_first=first)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layer(x)[0]
+
+
+class SelfAttention(nn.Module):
+    """Attention of a sequence to itself, added to it."""
+
+    def __init__(self, width: int, *, first: bool) -> None:
+        super().__init__()
+        self.layer = nn.MultiheadAttention(width, 1, batch_first=first)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layer(x, x, x, need_weights=False)[0]
+
+
+class Unknown(nn.Module):
+    """A leaf that no rule knows."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gain, self.turn = nn.Parameter(torch.randn(width)), nn.Parameter(torch.randn(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(x @ self.turn) * self.gain
+
+
 def pair(draw: Draw, low: int, high: int) -> tuple[int, int]:
     return draw(st.integers(low, high)), draw(st.integers(low, high))
 
@@ -71,10 +104,16 @@ def images(draw: Draw, n: int) -> tuple[nn.Module, Tensor]:
     for _ in range(draw(st.integers(1, 2))):
         layer, channels = convolution(draw, channels)
         layers.append(layer)
+        if draw(st.integers(0, 3)) == 0:
+            outputs = draw(st.integers(1, 3))
+            layers.append(nn.ConvTranspose2d(channels, outputs, pair(draw, 1, 3), pair(draw, 1, 2)))
+            channels = outputs
+        if draw(st.integers(0, 3)) == 0:
+            layers.append(nn.InstanceNorm2d(channels, affine=True))
         if draw(st.booleans()):
             groups = draw(st.sampled_from([g for g in (1, 2, 3) if channels % g == 0]))
             layers.append(nn.GroupNorm(groups, channels))
-        layers.append(draw(st.sampled_from([nn.Tanh(), nn.GELU(), nn.SiLU(inplace=True)])))
+        layers.append(draw(st.sampled_from([nn.Tanh(), nn.GELU(), nn.SiLU(inplace=True), nn.PReLU(channels)])))
     layers += [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * channels, 3)]
     return Steps(layers, list(range(len(layers)))), x
 
@@ -87,9 +126,13 @@ def sequences(draw: Draw, n: int) -> tuple[nn.Module, Tensor]:
     if flipped := draw(st.booleans()):
         layers.append(Flip())
     for _ in range(draw(st.integers(1, 3))):
-        kind = draw(st.sampled_from(["linear", "layer norm", "rms norm"]))
+        kind = draw(st.sampled_from(["linear", "layer norm", "rms norm", "recurrence", "attention", "unknown"]))
         if kind == "linear":
             layers.append(nn.Linear(width, width, bias=draw(st.booleans())))
+        elif kind in {"recurrence", "attention"}:
+            layers.append((Recurrence if kind == "recurrence" else SelfAttention)(width, first=not flipped))
+        elif kind == "unknown":
+            layers.append(Unknown(width))
         else:
             layers.append((nn.LayerNorm if kind == "layer norm" else nn.RMSNorm)(width))
         layers.append(nn.Tanh())
