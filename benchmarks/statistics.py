@@ -6,11 +6,10 @@ A plain step is forward, backward and update (Adagrad) = 1.00. "control" is the 
 it is from 1 is how far any other ratio may be trusted; a model whose control leaves 0.97 to 1.03 is measured again, at
 most twice. "all examples" forms the squared norm of every example's gradient and s = |g|^2 inside the step;
 "quarter" measures a quarter of the batch as the step's first micro-batch; "inner products" and "coordinates" measure
-all examples and form <g_i, g>, or the largest V_j / g_j^2, as well. "default" is a run of `AdaptiveBatch` at this batch
-size with `Measure()`, beside the same engine without measuring: 40 steps, the first of which are measured on credit.
-"added" is what measuring all examples adds to a step. "error" is the relative error of V, measured in the model's
-float32 on 16 examples, against a loop over these examples in float64. Data are random: what a step costs does not
-depend on them.
+all examples and form <g_i, g>, or the largest V_j / g_j^2, as well. "added" is what measuring all examples adds to a
+step. "error" is the relative error of V, measured in the model's float32 on 16 examples, against a loop over these
+examples in float64. Data are random: what a step costs does not depend on them. What measuring costs over a run, where
+the default settings measure few steps and few examples, benchmarks/engine.py shows.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import TensorDataset
 
 import adadagrad as ada
 from adadagrad.core.reduction import CoordinateReduction
@@ -37,7 +35,6 @@ from benchmarks.models import MODELS, Workload
 
 CONTROL = (0.97, 1.03)
 TRIES = 3
-RUN = 40
 REQUESTS = {
     "all examples": Request(),
     "quarter": Request(),
@@ -104,30 +101,6 @@ def interleaved(runs: dict[str, Run], rounds: int, steps: int) -> dict[str, list
     return times
 
 
-def engine_run(work: Workload, data: TensorDataset, measure: ada.Measure | None) -> float:
-    """Return the seconds of an engine's run at a constant batch size, measuring or not."""
-    model, optimizer = work.fresh()
-    engine = ada.AdaptiveBatch(
-        model, optimizer, data, ada.ConstantBatch(work.batch),
-        micro_batch_size=work.batch, total_samples=RUN * work.batch, measure=measure,
-    )  # fmt: skip
-    started = time.perf_counter()
-    for step in engine:
-        step.run(lambda batch: F.cross_entropy(model(batch[0]), batch[1]))
-        step.update()
-    return time.perf_counter() - started
-
-
-def default_ratio(work: Workload, rounds: int) -> float:
-    """Return the time of engine runs with default settings, as a ratio to runs that do not measure."""
-    data = TensorDataset(*work.data(2 * work.batch))
-    plain, measuring = [], []
-    for _ in range(rounds):
-        plain.append(engine_run(work, data, None))
-        measuring.append(engine_run(work, data, ada.Measure()))
-    return median(measuring) / median(plain)
-
-
 def error_of_variance(work: Workload) -> float:
     """Return the relative error of V on 16 examples against a loop over them in float64."""
     x, y = work.data(16)
@@ -171,7 +144,7 @@ def main() -> None:
         )
     torch.set_num_threads(options.threads)
     print(f"{options.rounds} interleaved rounds; {machine()}", flush=True)
-    columns = ["plain, ms", "control", *options.columns, "default", "added, ms", "error"]
+    columns = ["plain, ms", "control", *options.columns, "added, ms", "error"]
     print(f"| model | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}", flush=True)
     rows: dict[str, Any] = {}
     for name in options.models:
@@ -183,11 +156,10 @@ def main() -> None:
                 break
         base = (median(times["plain"]) + median(times["control"])) / 2
         ratios = [median(times[column]) / base for column in options.columns]
-        ratios.append(default_ratio(work, max(3, options.rounds // 4)))
         added = 1e3 * (median(times[options.columns[0]]) - base)
         cells = [f"{1e3 * base:.3f}", f"{control:.3f}", *(f"{ratio:.3f}" for ratio in ratios), f"{added:.3f}"]
         print(f"| {name} b={work.batch} | {' | '.join(cells)} | {error_of_variance(work):.0e} |", flush=True)
-        rows[name] = {**times, "default": ratios[-1]}
+        rows[name] = times
     print("written to", write_json("statistics", {"rows": rows}))
 
 

@@ -72,8 +72,10 @@ class SampleOrder:
         Returns:
             Shape (count,), int64.
         """
-        parts = [part for _, part in self._segments(start, count)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        epoch, offset = divmod(start, self.size)
+        if offset + count <= self.size:
+            return self.permutation(epoch)[offset : offset + count]
+        return torch.cat([part for _, part in self._segments(start, count)])
 
     def locate(self, start: int, count: int) -> list[tuple[int, int]]:
         """Return (epoch, index) of the examples at positions start .. start+count-1.

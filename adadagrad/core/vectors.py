@@ -81,9 +81,9 @@ def quick_norm(tensors: Sequence[Tensor]) -> float:
     """
     if not tensors:
         return 0.0
+    if len(tensors) <= FEW and tensors[0].device.type == "cpu":
+        return math.hypot(*(torch.linalg.vector_norm(refuse_sparse(t)).item() for t in tensors))
     norms = torch._foreach_norm([refuse_sparse(t) for t in tensors])
-    if len(norms) <= FEW and norms[0].device.type == "cpu":
-        return math.hypot(*(n.item() for n in norms))
     return float(torch.linalg.vector_norm(torch.stack(list(norms))))
 
 

@@ -181,16 +181,16 @@ class AdaptiveBatch:
             self._log.close()
 
     def micro_batches(self, sizes: tuple[int, ...]) -> Iterator[Any]:
-        """Yield the next examples of the stream on the model's device; for `Step`.
+        """Return the next examples of the stream on the model's device; for `Step`.
 
         Args:
             sizes: Examples in each micro-batch.
 
-        Yields:
-            Batches of these sizes.
+        Returns:
+            An iterator over batches of these sizes.
         """
-        for batch in self._assembler.take(sizes):
-            yield batch if self._device.type == "cpu" else map_leaves(self._moved, (batch,))
+        batches = self._assembler.take(sizes)
+        return batches if self._device.type == "cpu" else (map_leaves(self._moved, (batch,)) for batch in batches)
 
     def abandon(self, step: Step) -> None:
         """Undo a step that is not finished: forget its gradient and let its examples come again; for `Step`.

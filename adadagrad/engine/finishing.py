@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adadagrad.batching import make_plan
 from adadagrad.core.errors import NonFiniteGradient
 from adadagrad.core.records import Decision, GradientStatistics, Observation
 from adadagrad.engine.deciding import decide
-from adadagrad.engine.gradients import is_finite
 from adadagrad.engine.log_records import step_record, times
 from adadagrad.engine.saving import save_if_due
 
@@ -42,7 +41,7 @@ def finish_step(engine: AdaptiveBatch, step: Step) -> Decision:
     gradients.scale(step.correction)
     loss = step.loss
     norm = gradients.norm()
-    if not is_finite((loss, norm)):
+    if not (math.isfinite(loss) and math.isfinite(norm)):
         return _skip(engine, step, loss)
     statistics, reason = None, "not measured"
     if step.measured:
@@ -94,8 +93,7 @@ def _decide(
         reason = verdict or reason
         engine.nonfinite_requests += requested is not None and not math.isfinite(requested)
     decision = _record(engine, step, observation, requested, reason)
-    line = step_record(decision, samples_drawn=engine.samples_drawn, threshold=engine.policy.threshold)
-    _close_step(engine, step, "step", line)
+    _close_step(engine, "step", decision, threshold=engine.policy.threshold)
     return decision
 
 
@@ -113,7 +111,7 @@ def _skip(engine: AdaptiveBatch, step: Step, loss: float) -> Decision:
         dataset_size=engine.dataset_size,
     )
     decision = _record(engine, step, observation, None, "skipped: non-finite")
-    _close_step(engine, step, "skip", step_record(decision, samples_drawn=engine.samples_drawn, threshold=None))
+    _close_step(engine, "skip", decision, threshold=None)
     what = f"loss {loss:g} and gradient of step {engine.steps} are not both finite"
     if engine.on_nonfinite == "stop":
         raise NonFiniteGradient(
@@ -143,8 +141,11 @@ def _record(
     )
 
 
-def _close_step(engine: AdaptiveBatch, step: Step, kind: str, line: dict[str, Any]) -> None:
+def _close_step(engine: AdaptiveBatch, kind: str, decision: Decision, *, threshold: float | None) -> None:
     """Stop the step's clock, write its line, and save if it is time."""
     engine.seconds += time.perf_counter() - engine._started
-    engine._log.write(kind, {**line, **times(engine)})
+    if engine._log.path is not None:
+        line = step_record(decision, samples_drawn=engine.samples_drawn, threshold=threshold)
+        line.update(times(engine))
+        engine._log.write(kind, line)
     save_if_due(engine)

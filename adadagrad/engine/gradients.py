@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -69,8 +68,10 @@ class Gradients:
         Args:
             factor: Any number.
         """
+        if factor == 1.0:
+            return
         gradients = self.present()
-        if factor != 1.0 and gradients:
+        if gradients:
             torch._foreach_mul_(gradients, factor)
 
     def norm(self) -> float:
@@ -96,8 +97,3 @@ class Gradients:
         """Set every gradient to None."""
         for p in self._parameters:
             p.grad = None
-
-
-def is_finite(values: Sequence[float]) -> bool:
-    """Return whether every value is a finite number."""
-    return all(math.isfinite(value) for value in values)

@@ -74,7 +74,10 @@ class MeanLoss:
     @property
     def value(self) -> float:
         """Mean loss over the examples (or weights) so far; waits for the device."""
-        return sum(float(loss) * factor for loss, factor in self._losses) * self.correction
+        total = 0.0
+        for loss, factor in self._losses:
+            total += loss.item() * factor
+        return total * self.correction
 
     @property
     def weight_sq_sum(self) -> float | None:

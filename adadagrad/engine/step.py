@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -73,8 +72,10 @@ class Step:
         instrument = self.engine.measuring.instrument
         for index, batch in enumerate(self.engine.micro_batches(sizes)):
             self._rows = sizes[index]
-            watch = index < self.split.measured
-            with instrument.micro_batch(self._rows, self._mean.coefficients) if watch else nullcontext():
+            if index < self.split.measured:
+                with instrument.micro_batch(self._rows, self._mean.coefficients):
+                    yield batch
+            else:
                 yield batch
             if self._done != index + 1:
                 raise StepError(

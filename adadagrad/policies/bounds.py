@@ -96,6 +96,8 @@ def next_batch_size(
             f"maximum must leave room for a multiple of multiple_of={multiple} that is >= minimum, "
             f"got minimum={minimum} and maximum={maximum}"
         )
+    if requested == current and floor <= current <= cap and current % multiple == 0:
+        return current, "hold"  # what a constant batch asks for at every step, without the arithmetic below
     if math.isnan(requested):
         return current, "nan: hold"
     infinite = math.isinf(requested)
