@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,28 +15,17 @@ from adadagrad.cli.progress import PlainProgress
 from adadagrad.core.records import Decision
 from adadagrad.report.reader import read_run
 from tests.cli.mnist_folder import write_mnist
+from tests.cli.runs import CONSTANT, MEASURED, PLAIN, SHORT, records
 from tests.report.logs import small_run, write
 
 for package in ("tyro", "sklearn", "matplotlib", "jinja2"):
     pytest.importorskip(package)
-
-PLAIN = ["--data", "digits", "--samples", "600"]
-CONSTANT = [*PLAIN, "--global-batch-size", "16", "--policy", "constant"]
-MEASURED = [*PLAIN, "--global-batch-size", "16", "--measure-every", "2"]
-SHORT = [*MEASURED, "--eta", "0.5"]
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def records(directory: Path) -> list[dict[str, Any]]:
-    """The log without what differs from run to run: times."""
-    times = {"time", "seconds", "measure_seconds"}
-    lines = (directory / "run.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key not in times} for line in lines]
 
 
 def test_train_leaves_a_whole_run_directory(capsys: pytest.CaptureFixture[str]) -> None:

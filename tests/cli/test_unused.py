@@ -49,7 +49,8 @@ def test_compare_is_checked_too() -> None:
     ["", "--eta 0.3", "--policy coordinate --reduction quantile --quantile 0.5", "--optimizer sgd --momentum 0.9"],
 )
 def test_a_flag_that_is_read_is_let_through(arguments: str) -> None:
-    parse("train", TrainCommand(), arguments.split())
+    command = parse("train", TrainCommand(), arguments.split())
+    assert command.batch.policy == ("coordinate" if "coordinate" in arguments else "norm")
 
 
 def test_a_settings_file_may_hold_what_nothing_reads(tmp_path: Path) -> None:
