@@ -14,7 +14,7 @@ from adadagrad.core.errors import InvalidMeasurement
 from adadagrad.statistics import PerExample
 from adadagrad.statistics.base import Request
 from adadagrad.statistics.fusing import Fused, fused_call
-from adadagrad.statistics.rules import FUSED
+from adadagrad.statistics.rules import FUSED, base, fused_convolution, fused_linear
 from adadagrad.statistics.rules.convolution import ConvolutionRule
 from adadagrad.statistics.rules.patch_gram import gram_is_cheaper, gram_square_norms
 from tests.oracles import naive_statistics, relative_error
@@ -221,3 +221,25 @@ def test_norms_from_position_products(layer: nn.Conv2d, shape: tuple[int, ...], 
     torch.testing.assert_close(
         gram_square_norms(layer, x, gy), gradients.flatten(1).square().sum(1), rtol=1e-12, atol=0
     )
+
+
+@pytest.mark.parametrize("name", ["linear", "conv2d", "conv2d, few channels"])
+def test_what_exists_at_a_time_does_not_grow_with_the_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never a gradient of every example at once: room for those (or the patches) of two examples gives the same."""
+    build, shape = LAYERS[name]
+    torch.manual_seed(5)
+    layer, x = build().double(), floats(7, *shape[1:])
+    rule = FUSED[type(layer)]
+    gy = torch.randn_like(layer(x))
+    whole = [part["weight"].flatten(1) for part in rule.backward(layer, x, (), gy, wants_x=False)[1]]
+    patches = layer.weight[0].numel() * gy[0, 0].numel() if "few" in name else layer.weight.numel()
+    for module, constant in (
+        (fused_linear, "PRODUCT_BYTES"),
+        (fused_convolution, "PATCH_BYTES"),
+        (base, "CHUNK_BYTES"),
+    ):
+        monkeypatch.setattr(module, constant, 2 * patches * x.element_size())
+    monkeypatch.setattr(fused_convolution, "CHUNK_BYTES", base.CHUNK_BYTES)
+    parts = [part["weight"].flatten(1) for part in rule.backward(layer, x, (), gy, wants_x=False)[1]]
+    assert [len(part) for part in parts] == [2, 2, 2, 1]
+    torch.testing.assert_close(torch.cat(parts), torch.cat(whole), rtol=1e-12, atol=1e-12)

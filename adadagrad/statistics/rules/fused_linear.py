@@ -1,7 +1,7 @@
 """Linear layers with several positions: B_i^T A_i of every example, summed to the weight gradient.
 
-Cost beside the ordinary backward: writing and reading (n, p, d), no flop. With one position per example nothing is
-fused, for the norm is then a product of two norms (`linear.py`).
+Cost beside the ordinary backward: writing and reading (p, d) for every example, some megabytes at a time, no flop. With
+one position per example nothing is fused, for the norm is then a product of two norms (`linear.py`).
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from adadagrad.statistics.rules.fused import AbstractFusedRule, ExampleGradients
 
-MOST_BYTES = 1 << 28
-"""Largest (n, p, d) that is formed at once; beyond it the norms are taken chunk by chunk, without fusing."""
+PRODUCT_BYTES = 1 << 24
+"""Most bytes of products that exist at a time, however large the batch."""
 
 
 class FusedLinear(AbstractFusedRule[nn.Linear]):
     """Fused rule for `torch.nn.Linear` on (n, ..., features) with at least one dimension in between."""
 
     def suits(self, layer: nn.Linear, x: Tensor) -> bool:
-        """Return whether there are several positions and the products fit into memory."""
-        return x.dim() > 2 and len(x) * layer.weight.numel() * x.element_size() <= MOST_BYTES
+        """Return whether there are several positions."""
+        return x.dim() > 2
 
     def forward(self, layer: nn.Linear, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the output."""
@@ -34,8 +34,11 @@ class FusedLinear(AbstractFusedRule[nn.Linear]):
 
     @staticmethod
     def _products(layer: nn.Linear, x: Tensor, gy: Tensor) -> ExampleGradients:
-        b = gy.reshape(len(x), -1, layer.out_features)
-        found = {"weight": torch.bmm(b.mT, x.reshape(len(x), -1, layer.in_features))}
-        if layer.bias is not None:
-            found["bias"] = b.sum(1)
-        yield found
+        a, b = (t.reshape(len(x), -1, t.shape[-1]) for t in (x, gy))
+        length = max(1, PRODUCT_BYTES // (layer.weight.numel() * gy.element_size()))
+        for start in range(0, len(x), length):
+            part = slice(start, start + length)
+            found = {"weight": torch.bmm(b[part].mT, a[part])}
+            if layer.bias is not None:
+                found["bias"] = b[part].sum(1)
+            yield found
