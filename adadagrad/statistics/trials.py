@@ -8,6 +8,8 @@ no per-example gradient exists. Few examples are used, because the part of one i
 from __future__ import annotations
 
 import math
+import random
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -90,7 +92,7 @@ def agree(left: Any, right: Any, m: int) -> bool:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put buffers and random state back as they were, whatever a forward in training mode does to them.
+    """Put buffers and random states (torch's, Python's, NumPy's) back, whatever a forward in training mode does.
 
     Args:
         model: The model.
@@ -101,6 +103,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
     fast = torch.backends.mha.get_fastpath_enabled()
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    python, numpy = random.getstate(), sys.modules.get("numpy")
+    numbers = None if numpy is None else numpy.random.get_state()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
@@ -108,6 +112,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        random.setstate(python)
+        if numpy is not None:
+            numpy.random.set_state(numbers)
         with torch.no_grad():
             for buffer, value in saved:
                 if not torch.equal(buffer, value):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -218,6 +220,25 @@ def test_the_wrong_number_of_examples_is_refused() -> None:
         losses_of(model, X).mean().backward()
     with pytest.raises(InvalidMeasurement, match="3 examples"):
         meter.statistics()
+
+
+def test_trial_runs_leave_the_random_numbers_of_python_and_numpy_alone() -> None:
+    """A forward that draws depth or a mask from them would otherwise train on another draw when it is measured."""
+    numpy = pytest.importorskip("numpy")
+    drawn = []
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        drawn.append((random.random(), numpy.random.random()))
+        return m.b(m.a(x).tanh())
+
+    random.seed(7)
+    numpy.random.seed(7)
+    expected = (random.random(), numpy.random.random())
+    random.seed(7)
+    numpy.random.seed(7)
+    measure_once(PerExample().open(two(forward), NORMS), lambda m: losses_of(m, X))
+    assert len(drawn) > 1  # trial runs were made
+    assert set(drawn) == {expected}
 
 
 def test_trial_runs_leave_buffers_and_random_numbers_alone() -> None:
