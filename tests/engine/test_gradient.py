@@ -149,3 +149,16 @@ def test_measuring_leaves_the_weights_within_rounding_where_the_split_differs(dt
         measured, decisions = run_with(measure, dtype=dtype)
         assert all(d.observation.gradient is not None for d in decisions[:-1])
         assert (plain - measured).norm() <= bound * plain.norm()
+
+
+@pytest.mark.parametrize("weighting", [None, "number"])
+def test_the_loss_on_record_is_the_mean_over_the_planned_examples(weighting):
+    data, model = make_data(), make_model()
+    optimizer = Recording(model.parameters())
+    engine = make_engine(model, optimizer, data, ada.ConstantBatch(10), micro_batch_size=3, total_samples=40)
+    decisions = train(engine, None if weighting is None else weighted_loss(model, weighting))
+    for rows, before, decision in zip(rows_of_steps(engine, decisions), optimizer.before, decisions, strict=True):
+        x, y, _, w = (t[rows] for t in data.tensors)
+        losses = F.cross_entropy(put(make_model(), before)(x), y, reduction="none")
+        expected = losses.mean() if weighting is None else (losses * w).sum() / w.sum()
+        assert decision.observation.loss == pytest.approx(float(expected.detach()), rel=1e-12)

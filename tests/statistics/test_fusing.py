@@ -96,6 +96,36 @@ def test_gradients_and_norms(name: str, wants_x: bool, calls: list[str]) -> None
         assert float((from_input - x.grad).norm() / x.grad.norm()) < 1e-12
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"),
+        lambda: nn.Conv2d(2, 3, (3, 2), padding="same"),
+        lambda: nn.RMSNorm(6),
+    ],
+    ids=["circular", "same", "rms norm"],
+)
+@pytest.mark.filterwarnings("ignore:Using padding=.same.")
+def test_a_layer_that_no_fused_rule_suits_is_left_as_it_is(layer: Callable[[], nn.Module], calls: list[str]) -> None:
+    torch.manual_seed(5)
+    model, x = nn.Sequential(layer(), nn.Tanh()).double(), floats(6, 2, 7, 6)
+    gradients = train(model, x)
+    assert calls == []
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(gradients, ordinary(model, x), strict=True))
+
+
+@pytest.mark.parametrize("name", ["linear", "conv2d", "conv2d, few channels"])
+def test_gradients_add_up_over_several_pieces(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    build, shape = LAYERS[name]
+    names = ((base, "CHUNK_BYTES"), (fused_convolution, "PATCH_BYTES"), (fused_linear, "PRODUCT_BYTES"))
+    for module, constant in names:
+        monkeypatch.setattr(module, constant, 1)
+    torch.manual_seed(5)
+    model, x = nn.Sequential(build(), nn.Tanh()).double(), floats(*shape)
+    for mine, theirs in zip(train(model, x), ordinary(model, x), strict=True):
+        assert float((mine - theirs).norm() / theirs.norm()) < 1e-12
+
+
 def test_without_fusing_the_gradient_is_bitwise_the_ordinary_one(calls: list[str]) -> None:
     layer, shape = LAYERS["conv2d"]
     model, x = nn.Sequential(layer(), nn.Flatten(), nn.LazyLinear(2)).double(), floats(*shape)
@@ -146,7 +176,7 @@ def test_a_failing_rule_leaves_gradient_and_measurement_whole(monkeypatch: pytes
 
 def test_a_second_derivative_is_right_and_the_measurement_invalid() -> None:
     torch.manual_seed(1)
-    model, x = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).double(), floats(6, 5, 4)
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Tanh(), nn.Linear(3, 2)).double(), floats(6, 5, 4)
     instrument = PerExample().open(model, Request())
 
     def penalty(x: Tensor) -> Tensor:
