@@ -8,19 +8,19 @@ Cost per example: about 4 T p flop, and p numbers (T positions, p channels).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import TypeAlias
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import AbstractRule, at_least_single, dot_per_example, squares_per_example
+from adadagrad.statistics.rules.base import at_least_single
+from adadagrad.statistics.rules.small import AbstractSmallRule
 
 Channelwise: TypeAlias = nn.modules.batchnorm._NormBase
 
 
-class ChannelNormRule(AbstractRule[nn.modules.batchnorm._NormBase]):
+class ChannelNormRule(AbstractSmallRule[nn.modules.batchnorm._NormBase]):
     """Exact rule for `torch.nn.InstanceNorm1d/2d/3d`, and for `BatchNorm1d/2d/3d` and `SyncBatchNorm` in eval mode."""
 
     def accepts(self, layer: Channelwise, x: Tensor, dims: tuple[int, int]) -> bool:
@@ -38,20 +38,6 @@ class ChannelNormRule(AbstractRule[nn.modules.batchnorm._NormBase]):
         if "bias" in names:
             found["bias"] = _over_positions(gy)
         return found
-
-    def square_norms(self, layer: Channelwise, x: Tensor, gy: Tensor, names: Collection[str]) -> Tensor:
-        """Return the norms; the gradients of these small parameters are formed for all examples at once."""
-        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        for gradient in self.gradients(layer, x, gy, names).values():
-            total += squares_per_example(gradient)
-        return total
-
-    def inner_products(self, layer: Channelwise, x: Tensor, gy: Tensor, directions: Mapping[str, Tensor]) -> Tensor:
-        """Return <gradient_i, direction> from the small per-example gradients themselves."""
-        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        for name, gradient in self.gradients(layer, x, gy, set(directions)).items():
-            total += dot_per_example(gradient, directions[name])
-        return total
 
 
 def _normalized(layer: Channelwise, x: Tensor) -> Tensor:

@@ -7,19 +7,19 @@ not for BatchNorm in training mode).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import TypeAlias
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import AbstractRule, at_least_single, dot_per_example, squares_per_example
+from adadagrad.statistics.rules.base import at_least_single
+from adadagrad.statistics.rules.small import AbstractSmallRule
 
 Normalization: TypeAlias = nn.LayerNorm | nn.RMSNorm | nn.GroupNorm
 
 
-class NormalizationRule(AbstractRule[nn.LayerNorm | nn.RMSNorm | nn.GroupNorm]):
+class NormalizationRule(AbstractSmallRule[nn.LayerNorm | nn.RMSNorm | nn.GroupNorm]):
     """Exact rule for `torch.nn.LayerNorm`, `RMSNorm` and `GroupNorm`."""
 
     def accepts(self, layer: Normalization, x: Tensor, dims: tuple[int, int]) -> bool:
@@ -37,20 +37,6 @@ class NormalizationRule(AbstractRule[nn.LayerNorm | nn.RMSNorm | nn.GroupNorm]):
         if "bias" in names:
             found["bias"] = _over_positions(layer, gy)
         return found
-
-    def square_norms(self, layer: Normalization, x: Tensor, gy: Tensor, names: Collection[str]) -> Tensor:
-        """Return the norms; the gradients of these small parameters are formed for all examples at once."""
-        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        for gradient in self.gradients(layer, x, gy, names).values():
-            total += squares_per_example(gradient)
-        return total
-
-    def inner_products(self, layer: Normalization, x: Tensor, gy: Tensor, directions: Mapping[str, Tensor]) -> Tensor:
-        """Return <gradient_i, direction> from the small per-example gradients themselves."""
-        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        for name, gradient in self.gradients(layer, x, gy, set(directions)).items():
-            total += dot_per_example(gradient, directions[name])
-        return total
 
 
 def _normalized(layer: Normalization, x: Tensor) -> Tensor:

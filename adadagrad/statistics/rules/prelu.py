@@ -5,15 +5,15 @@ One slope for all elements, or one for each channel of the second dimension. Cos
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
-import torch
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import AbstractRule, at_least_single, dot_per_example, squares_per_example
+from adadagrad.statistics.rules.base import at_least_single
+from adadagrad.statistics.rules.small import AbstractSmallRule
 
 
-class PReLURule(AbstractRule[nn.PReLU]):
+class PReLURule(AbstractSmallRule[nn.PReLU]):
     """Exact rule for `torch.nn.PReLU`."""
 
     def accepts(self, layer: nn.PReLU, x: Tensor, dims: tuple[int, int]) -> bool:
@@ -24,17 +24,3 @@ class PReLURule(AbstractRule[nn.PReLU]):
         """Return the slope's gradients (n, slopes)."""
         products = at_least_single(gy) * at_least_single(x).clamp(max=0)
         return dict.fromkeys(names, products.reshape(len(x), layer.num_parameters, -1).sum(2))
-
-    def square_norms(self, layer: nn.PReLU, x: Tensor, gy: Tensor, names: Collection[str]) -> Tensor:
-        """Return the norms of the small gradients."""
-        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        for gradient in self.gradients(layer, x, gy, names).values():
-            total += squares_per_example(gradient)
-        return total
-
-    def inner_products(self, layer: nn.PReLU, x: Tensor, gy: Tensor, directions: Mapping[str, Tensor]) -> Tensor:
-        """Return <gradient_i, direction> from the small per-example gradients themselves."""
-        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        for name, gradient in self.gradients(layer, x, gy, set(directions)).items():
-            total += dot_per_example(gradient, directions[name])
-        return total
