@@ -15,8 +15,8 @@ from torch import Tensor
 
 from adadagrad.core.errors import InvalidArgument
 
-PIECE = 1 << 16
-"""Elements that are converted to float64 at a time."""
+PIECE = 1 << 19
+"""Elements that are converted to float64 at a time: 4 MB, so that a large tensor needs no copy of twice its size."""
 
 FEW = 32
 """Tensors up to which `quick_norm` adds their norms in plain floats."""
@@ -37,15 +37,21 @@ def squared_norm(tensors: Sequence[Tensor]) -> Tensor:
     """
     if not tensors:
         return torch.zeros((), dtype=torch.float64)
-    return torch.stack([_square(refuse_sparse(t.detach())) for t in tensors]).sum()
+    with torch.no_grad():
+        squares = [_square(refuse_sparse(t)) for t in tensors]
+        return torch.stack(squares).sum() if len(squares) > 1 else squares[0]
 
 
 def _square(tensor: Tensor) -> Tensor:
     r"""Return \|x\|^2 as a float64 scalar; on a CPU in pieces, whose float64 copies stay in its cache."""
-    if tensor.device.type != "cpu" or tensor.numel() <= PIECE or tensor.dtype == torch.float64:
+    if tensor.device.type != "cpu":
         norm: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float64)
         return norm.square()
-    pieces = (piece.double() for piece in torch.split(tensor.reshape(-1), PIECE))
+    flat = tensor.reshape(-1)
+    if flat.numel() <= PIECE or tensor.dtype == torch.float64:
+        wide = flat.double()
+        return torch.dot(wide, wide)
+    pieces = (piece.double() for piece in torch.split(flat, PIECE))
     return torch.stack([torch.dot(piece, piece) for piece in pieces]).sum()
 
 

@@ -63,6 +63,8 @@ class Accounting:
         Raises:
             InvalidMeasurement: A parameter is not counted, and it is too late in the step to rerun the model for it.
         """
+        if not verify and changed <= counted and changed <= self._verified:
+            return
         ruled = changed - set(self.fallback.values())
         uncounted = ruled - counted
         if verify:

@@ -90,7 +90,7 @@ def input_to_keep(x: Tensor, y: Tensor, call: LayerCall | None) -> Tensor:
     x = x.detach()
     if call is None or "weight" not in call.parameters:
         return x.new_zeros(()).expand(x.shape)
-    if x.is_floating_point() and torch.finfo(x.dtype).eps < torch.finfo(y.dtype).eps:
+    if x.dtype != y.dtype and x.is_floating_point() and torch.finfo(x.dtype).eps < torch.finfo(y.dtype).eps:
         return x.to(y.dtype)
     return x
 

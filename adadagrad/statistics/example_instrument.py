@@ -44,6 +44,7 @@ class ExampleInstrument(AbstractInstrument):
         self._layout = Layout()
         self._accounting = Accounting()
         self._step: ExampleStep | None = None
+        self._parameters: dict[str, nn.Parameter] = {}  # of the latest micro-batch
 
     @property
     def fallback(self) -> dict[str, nn.Parameter]:
@@ -74,12 +75,14 @@ class ExampleInstrument(AbstractInstrument):
             watch_model=verify or bool(self.fallback),
             calibrate=self._calibrate,
         )
-        marks = coverage.mark_gradients(parameters.values())
+        self._parameters = parameters
+        marks = {} if first else coverage.mark_gradients(parameters.values())
         forwards = recorder.forwards()
         step = self._step = ExampleStep() if self._step is None else self._step
         before: dict[str, Tensor | None] = {}
-        with step.part.protect():
-            before = {name: None if p.grad is None else p.grad.clone() for name, p in self.fallback.items()}
+        if self.fallback and not first:
+            with step.part.protect():
+                before = {name: None if p.grad is None else p.grad.clone() for name, p in self.fallback.items()}
         self.seconds += time.perf_counter() - started
         try:
             with patched_forwards(forwards):
@@ -164,7 +167,7 @@ class ExampleInstrument(AbstractInstrument):
             self._accounting, self._layout = accounting, Layout.of(state)
 
     def _gradients(self) -> dict[nn.Parameter, Tensor]:
-        return {p: p.grad for p in self.model.parameters() if p.requires_grad and p.grad is not None}
+        return {p: p.grad for p in self._parameters.values() if p.grad is not None}
 
     def _read(
         self, step: ExampleStep, recorder: Recorder, before: dict[str, Tensor | None], coefficients: Coefficients

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -34,19 +35,23 @@ class ExampleStep:
     square_sums: dict[nn.Parameter, Tensor] = field(default_factory=dict)
     part: MeasuredPart = field(default_factory=MeasuredPart)
 
-    def add(self, examples: Examples, weights: Tensor, request: Request) -> None:
+    def add(self, examples: Examples, value: float | Tensor, request: Request) -> None:
         """Take in one micro-batch.
 
         Args:
             examples: Its examples.
-            weights: c_i, float64 (n,); zero-weight rows are not examples.
+            value: c_i, one number or float64 (n,); zero-weight rows are not examples.
             request: The numbers wanted.
         """
-        rows = weights != 0
-        counted, squares = weights, examples.square_norms()
-        if not bool(rows.all()):
-            counted, squares = weights[rows], squares[rows]
-        self.sums.add(counted, squares / counted.square())
+        squares = examples.square_norms()
+        if isinstance(value, float):
+            self.sums.add_equal(value, squares)
+            if request.coordinates is None and not request.inner_products:
+                return
+            value = torch.full_like(squares, value)
+        else:
+            self.sums.add_squares(value, squares)
+        weights, rows = value, value != 0
         if request.coordinates is not None:
             for p, sums in examples.weighted_square_sums(torch.where(rows, weights, torch.inf).rsqrt()):
                 self.square_sums[p] = self.square_sums.get(p, 0) + sums
@@ -126,8 +131,8 @@ class ExampleStep:
         return reduce_ratio(variances, [gradients[p] for p in order], request.coordinates, moments)
 
 
-def example_weights(value: Coefficients, n: int, device: torch.device) -> Tensor:
-    """Return c_i as float64 (n,).
+def example_weights(value: Coefficients, n: int, device: torch.device) -> float | Tensor:
+    """Return c_i as one number, or as float64 (n,).
 
     Args:
         value: What the caller gave.
@@ -142,10 +147,13 @@ def example_weights(value: Coefficients, n: int, device: torch.device) -> Tensor
     """
     if callable(value):
         value = value()
-    if value is None or isinstance(value, int | float):
-        weights = torch.full((n,), 1 / n if value is None else float(value), dtype=torch.float64, device=device)
-    else:
-        weights = torch.as_tensor(value, dtype=torch.float64, device=device).detach().flatten()
+    if value is None:
+        return 1 / n
+    if isinstance(value, int | float):
+        if not 0 <= value < math.inf:
+            raise InvalidArgument(f"coefficients must be finite and >= 0, got {value}")
+        return float(value)
+    weights = torch.as_tensor(value, dtype=torch.float64, device=device).detach().flatten()
     if len(weights) != n:
         raise InvalidArgument(f"coefficients must hold one weight for each of the {n} examples, got {len(weights)}")
     if not bool(((weights >= 0) & weights.isfinite()).all()):

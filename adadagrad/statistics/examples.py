@@ -49,7 +49,10 @@ class Examples:
 
     def square_norms(self) -> Tensor:
         r"""Return \|c_i g_i\|^2 over all parameters, float64 (n,)."""
-        total = torch.zeros_like(self._leaf) if self._leaf.grad is None else self._leaf.grad.clone()
+        total = self._leaf.grad
+        if not self._kept and not self._fallback and total is not None:
+            return total
+        total = torch.zeros_like(self._leaf) if total is None else total.clone()
         for entry in self._kept:
             single = {
                 name

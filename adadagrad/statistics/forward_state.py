@@ -6,7 +6,6 @@ and trial runs held back in one way.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,7 +30,7 @@ class ForwardState:
         """Examples of the trial run in progress; 0 outside one, also in a backward that a trial itself makes."""
         self.depth = 0
         """Of calls of the model; 0 outside its forward, where activation checkpointing repeats calls."""
-        self._calls: Counter[str] = Counter()  # per module in one forward of the model
+        self._calls: dict[str, int] = {}  # per module in one forward of the model
 
     @property
     def between_trials(self) -> bool:
@@ -94,6 +93,6 @@ class ForwardState:
         Returns:
             The name, and how many calls the module has had before in this forward.
         """
-        key = (name, self._calls[name])
-        self._calls[name] += 1
-        return key
+        number = self._calls.get(name, 0)
+        self._calls[name] = number + 1
+        return name, number

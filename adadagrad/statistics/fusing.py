@@ -101,8 +101,8 @@ def fused_call(layer: nn.Module, rule: AbstractFusedRule[Any] | None, x: Tensor,
         x: Its input.
         leaf: The dummy leaf, for the number of examples.
     """
-    if rule is None or not torch.is_grad_enabled() or x.shape[:1] != leaf.shape:
-        return None
+    if rule is None or not torch.is_grad_enabled() or x.dim() < 3 or x.shape[:1] != leaf.shape:
+        return None  # with one position per example there is nothing to fuse
     if torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling():
         return None
     parameters = own_parameters(layer)
@@ -119,14 +119,18 @@ def _add_up(call: FusedCall, parts: ExampleGradients) -> tuple[list[Tensor], Ten
     sums: dict[str, Tensor] = {}
     pieces, seconds = [], 0.0
     for part in parts:
-        started = time.perf_counter()
-        pieces.append(torch.stack([squares_per_example(gradient) for gradient in part.values()]).sum(0))
-        seconds += time.perf_counter() - started
+        squares: Tensor | None = None
         for name, gradient in part.items():
+            started = time.perf_counter()
+            own = squares_per_example(gradient)
+            squares = own if squares is None else squares.add_(own)
+            seconds += time.perf_counter() - started
             total = gradient.sum(0)
             sums[name] = sums[name].add_(total) if name in sums else total
+        assert squares is not None
+        pieces.append(squares)
     squares = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-    return [sums[name].view_as(getattr(call.layer, name)) for name in call.parameters], squares, seconds
+    return [sums[name].reshape(p.shape) for name, p in call.parameters.items()], squares, seconds
 
 
 def _ordinary(call: FusedCall, x: Tensor, gy: Tensor, *, wants_x: bool) -> tuple[Tensor | None, list[Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ class Intake:
         self.failure: Exception | None = None
         self.seconds = 0.0
         """Time spent in taps and trial runs."""
-        self.uses: Counter[nn.Parameter] = Counter()
+        self.uses: dict[nn.Parameter, int] = {}
         """Calls per parameter in this micro-batch."""
         self._keep_all, self._open = keep_all, True
         self._fired: set[LayerCall | RecordedCall] = set()
@@ -44,6 +44,15 @@ class Intake:
     def listening(self) -> bool:
         """Whether what arrives is taken in: the micro-batch goes on, and nothing has failed."""
         return self._open and self.failure is None
+
+    def count_use(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Take note of a call in the forward.
+
+        Args:
+            parameters: The call's.
+        """
+        for p in parameters:
+            self.uses[p] = self.uses.get(p, 0) + 1
 
     def fail(self, error: Exception) -> None:
         """Say why there will be no statistic; taps then let gradients pass.
@@ -121,10 +130,11 @@ class Intake:
         self.admit(call, call.name, intact=x is not None)
         assert x is not None
         self.counted.update(call.parameters.values())
-        x, gy = x.movedim(call.dims[0], 0), gy.movedim(call.dims[1], 0)
-        if x.is_floating_point():
+        if call.dims != (0, 0):
+            x, gy = x.movedim(call.dims[0], 0), gy.movedim(call.dims[1], 0)
+        if x.dtype != gy.dtype and x.is_floating_point():
             x = x.to(gy.dtype)
-        late = {name for name, p in call.parameters.items() if self._keep_all or self.uses[p] > 1}
+        late = {name for name, p in call.parameters.items() if self._keep_all or self.uses.get(p, 0) > 1}
         if late:
             self.kept.append(KeptCall(call, x, gy, frozenset(late)))
         prompt = call.parameters.keys() - late

@@ -93,7 +93,7 @@ class LayerTaps:
             return y
         dims = None
         if state.depth:
-            self._intake.uses.update(parameters.values())  # without autograd too: a checkpoint may repeat it with
+            self._intake.count_use(parameters.values())  # without autograd too: a checkpoint may repeat it with
             dims = self._place(key, layer, rule, x, y, state.leaf, seen)
         elif seen:
             dims = self._place_again(name, x, y)
@@ -126,7 +126,7 @@ class LayerTaps:
         call = LayerCall(name, layer, rule, parameters, (0, 0))
         if state.depth:
             state.number(name)
-            self._intake.uses.update(parameters.values())
+            self._intake.count_use(parameters.values())
         collect = partial(self._intake.collect, call)
         y: Tensor = Fused.apply(x, state.leaf, taken, collect, *parameters.values())  # type: ignore[no-untyped-call]
         return y

@@ -154,7 +154,9 @@ class Recorder:
 
     def _prepare(self, args: Any, kwargs: dict[str, Any]) -> None:
         """Make the leaf at the model's first call, when n is known."""
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim() > 0]
+        simple = not kwargs and all(isinstance(argument, Tensor) for argument in args)
+        leaves = args if simple else tree_leaves((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim() > 0]
         if self._n is None and tensors:
             self._n = tensors[0].shape[0]
         if self._n is None or not any(t.shape[0] == self._n for t in tensors):
@@ -165,7 +167,7 @@ class Recorder:
                 )
             )
         elif self.leaf is None:
-            device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
+            device = next((p.device for p in self._survey.parameters.values()), torch.device("cpu"))
             self._state.leaf = torch.zeros(self._n, dtype=torch.float64, device=device, requires_grad=True)
 
     def _make_trials(self, inner: Forward, args: Any, kwargs: dict[str, Any], n: int) -> None:

@@ -57,6 +57,35 @@ class WeightedSums:
         self.squares_sq += squares_sq
         self.units += int(units)
 
+    def add_equal(self, coefficient: float, squares: Tensor) -> None:
+        """Add units of equal weight, in a few operations.
+
+        Args:
+            coefficient: c, of every unit; units of weight 0 are left out.
+            squares: |c g_i|^2, float64 (n,).
+        """
+        if coefficient == 0:
+            return
+        n, c = len(squares), coefficient
+        total, total_sq = squares.sum().item(), torch.dot(squares, squares).item()
+        self.weight += n * c
+        self.weight_sq += n * c * c
+        self.squares += total / c
+        self.squares_sq += total_sq / c**3
+        self.units += n
+
+    def add_squares(self, coefficients: Tensor, squares: Tensor) -> None:
+        """Add units from the squares of their weighted gradients.
+
+        Args:
+            coefficients: c_i, float64 (n,); zero-weight rows are not units and are left out.
+            squares: |c_i g_i|^2, float64 (n,).
+        """
+        rows = coefficients != 0
+        if not bool(rows.all()):
+            coefficients, squares = coefficients[rows], squares[rows]
+        self.add(coefficients, squares / coefficients.square())
+
     def scaled(self, factor: float) -> WeightedSums:
         """Return the sums for weights f c_i; the units' own gradients stay what they are."""
         products = [(factor * c, p) for c, p in self.products]

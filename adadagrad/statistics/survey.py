@@ -57,6 +57,8 @@ class Survey:
         for name, module in model.named_modules():
             if "forward" in module.__dict__:
                 replaced.append((name, module))
+            if not module._parameters and not module._modules:
+                continue
             if coupled is None and is_batch_coupled(module):
                 coupled = (name, module)
             for own, p in module._parameters.items():
@@ -66,7 +68,7 @@ class Survey:
                         parameters[f"{name}.{own}" if name else own] = p
             rule = find_rule(module)
             if rule is None:
-                if (module._parameters or module._modules) and (seen_whole := _whole_rule(module, model)) is not None:
+                if (seen_whole := _whole_rule(module, model)) is not None:
                     whole.append((name, module, seen_whole))
             elif trained := own_parameters(module):
                 layers.append((name, module, rule))

@@ -86,7 +86,7 @@ class WholeForwards:
         seen = torch.is_grad_enabled() and bool(call.differentiated)
         dims = None
         if state.depth:
-            self._intake.uses.update(parameters.values())  # without autograd too: a checkpoint may repeat it with
+            self._intake.count_use(parameters.values())  # without autograd too: a checkpoint may repeat it with
             dims = self._place(key, call, len(state.leaf), seen)
         elif seen and in_backward():
             found = self._seen.get((name, *call.shapes), {None})
@@ -152,7 +152,8 @@ class WholeForwards:
         for part in parts:
             own = {known: parameters[k] for known, k in part.names.items()}
             calls.append((LayerCall(name, recorded.layer, part.rule, own, (0, 0)), part.x, part.gy))
-        intake.uses.update(p for call, _, _ in calls for p in call.parameters.values())
-        intake.uses.subtract(parameters.values())  # the call itself has been counted once
+        for p in parameters.values():
+            intake.uses[p] -= 1  # the call itself has been counted once
+        intake.count_use(p for call, _, _ in calls for p in call.parameters.values())
         shares = [share for share in (intake.collect(*call) for call in calls) if share is not None]
         return torch.stack(shares).sum(0) if shares else None

@@ -261,15 +261,17 @@ def test_what_exists_at_a_time_does_not_grow_with_the_batch(name: str, monkeypat
     layer, x = build().double(), floats(7, *shape[1:])
     rule = FUSED[type(layer)]
     gy = torch.randn_like(layer(x))
-    whole = [part["weight"].flatten(1) for part in rule.backward(layer, x, (), gy, wants_x=False)[1]]
-    patches = layer.weight[0].numel() * gy[0, 0].numel() if "few" in name else layer.weight.numel()
+    whole = [part["weight"].flatten(1).clone() for part in rule.backward(layer, x, (), gy, wants_x=False)[1]]
+    one = layer.weight.numel() * x.element_size()
+    if "few" in name:  # beside the bias's column; the patches of one example at a time
+        one += layer.out_channels * x.element_size()
+        monkeypatch.setattr(fused_convolution, "PATCH_BYTES", 1)
     for module, constant in (
         (fused_linear, "PRODUCT_BYTES"),
-        (fused_convolution, "PATCH_BYTES"),
+        (fused_convolution, "CHUNK_BYTES"),
         (base, "CHUNK_BYTES"),
     ):
-        monkeypatch.setattr(module, constant, 2 * patches * x.element_size())
-    monkeypatch.setattr(fused_convolution, "CHUNK_BYTES", base.CHUNK_BYTES)
-    parts = [part["weight"].flatten(1) for part in rule.backward(layer, x, (), gy, wants_x=False)[1]]
+        monkeypatch.setattr(module, constant, 2 * one)
+    parts = [part["weight"].flatten(1).clone() for part in rule.backward(layer, x, (), gy, wants_x=False)[1]]
     assert [len(part) for part in parts] == [2, 2, 2, 1]
     torch.testing.assert_close(torch.cat(parts), torch.cat(whole), rtol=1e-12, atol=1e-12)

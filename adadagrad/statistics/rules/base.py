@@ -12,6 +12,9 @@ from torch import Tensor, nn
 CHUNK_BYTES = 1 << 22
 """Most bytes of per-example gradients that exist at a time; a few megabytes stay in the cache of a CPU."""
 
+FEW_ELEMENTS = 1 << 14
+"""Elements up to which norms are taken in float64 at once, which then costs less than a conversion afterwards."""
+
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
@@ -121,8 +124,11 @@ def squares_per_example(values: Tensor) -> Tensor:
     Returns:
         float64 (n,); each row's norm is taken in the values' own precision (float32 at least), then squared.
     """
-    norms: Tensor = torch.linalg.vector_norm(at_least_single(values).reshape(len(values), -1), dim=1)
-    return norms.double().square()
+    if values.dim() < 2:
+        return values.double().square()
+    wide = values.numel() <= FEW_ELEMENTS or values.dtype.itemsize < 4
+    norms: Tensor = torch.linalg.vector_norm(values.flatten(1), dim=1, dtype=torch.float64 if wide else None)
+    return norms.double().square_()
 
 
 def chunks(n: int, bytes_per_example: int) -> Iterator[slice]:
@@ -142,5 +148,6 @@ def chunks(n: int, bytes_per_example: int) -> Iterator[slice]:
 
 def own_parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
     """Return the trainable weight and bias of the module itself; rules know no other names (``weight_g``, say)."""
-    found = layer.named_parameters(recurse=False, remove_duplicate=False)
-    return {name: p for name, p in found if p.requires_grad and name in {"weight", "bias"}}
+    own = layer._parameters
+    found = ((name, own.get(name)) for name in ("weight", "bias"))
+    return {name: p for name, p in found if p is not None and p.requires_grad}

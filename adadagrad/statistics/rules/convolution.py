@@ -134,10 +134,30 @@ def patches_of(layer: Convolution, x: Tensor, padding: list[int], gy: Tensor) ->
     Returns:
         A copy, kernel times the size of the input.
     """
-    n, channels = x.shape[:2]
-    padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0])).contiguous()
+    shape = (len(x), layer.weight[0].numel(), -1)
+    return patch_view(layer, pad(x, padding), gy).reshape(shape)
+
+
+def pad(x: Tensor, padding: list[int]) -> Tensor:
+    """Return x (n, C, H, W) with zeros on each side of height and width, contiguous."""
+    if not any(padding):
+        return x.contiguous()
+    return F.pad(x, (padding[1], padding[1], padding[0], padding[0])).contiguous()
+
+
+def patch_view(layer: Convolution, padded: Tensor, gy: Tensor) -> Tensor:
+    """Return a view of what each output position sees, (n, C, *kernel, *output size).
+
+    Args:
+        layer: The convolution.
+        padded: Its input with its padding, contiguous (n, C, H, W).
+        gy: Any tensor of the output's size.
+    """
     kernel, stride, dilation = layer.kernel_size, layer.stride, layer.dilation
     s0, s1, s2, s3 = padded.stride()
-    shape = (n, channels, kernel[0], kernel[1], *gy.shape[2:])
-    steps = (s0, s1, dilation[0] * s2, dilation[1] * s3, stride[0] * s2, stride[1] * s3)
-    return padded.as_strided(shape, steps).reshape(n, channels * kernel[0] * kernel[1], -1)
+    shape = (*padded.shape[:2], *kernel, *gy.shape[2:])
+    return padded.as_strided(
+        shape,
+        (s0, s1, dilation[0] * s2, dilation[1] * s3, stride[0] * s2, stride[1] * s3),
+        padded.storage_offset(),
+    )

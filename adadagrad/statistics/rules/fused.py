@@ -17,7 +17,8 @@ from torch import Tensor
 from adadagrad.statistics.rules.base import Layer
 
 ExampleGradients: TypeAlias = Iterator[dict[str, Tensor]]
-"""name -> (m, *parameter shape), or any shape of as many elements, for the next m examples, until all n have come."""
+"""name -> (m, *parameter shape), or any shape of as many elements, for the next m examples, until all n have come;
+tensors hold only until the next ones are asked for."""
 
 
 class AbstractFusedRule(abc.ABC, Generic[Layer]):

@@ -6,11 +6,13 @@ than eight channels, where such a convolution is slow, forms its patches a megab
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from adadagrad.statistics.rules.base import CHUNK_BYTES, chunks
-from adadagrad.statistics.rules.convolution import Convolution, has_few_channels, patches_of, weight_gradients
+from adadagrad.statistics.rules.convolution import Convolution, has_few_channels, pad, patch_view, weight_gradients
 from adadagrad.statistics.rules.fused import AbstractFusedRule, ExampleGradients
 from adadagrad.statistics.rules.patch_gram import gram_is_cheaper
 
@@ -51,14 +53,49 @@ class FusedConvolution(AbstractFusedRule[nn.Conv1d | nn.Conv2d | nn.Conv3d]):
 
     @staticmethod
     def _products(layer: Convolution, x: Tensor, padding: list[int], gy: Tensor) -> ExampleGradients:
-        few, size = has_few_channels(layer, x), layer.weight.numel() * gy.element_size()
-        if few:
-            size = CHUNK_BYTES // PATCH_BYTES * layer.weight[0].numel() * gy[0, 0].numel() * gy.element_size()
-        for part in chunks(len(x), size):
-            if few:
-                found = {"weight": torch.bmm(gy[part].flatten(2), patches_of(layer, x[part], padding, gy[part]).mT)}
-            else:
-                found = {"weight": weight_gradients(layer, x[part], padding, gy[part])}
+        if has_few_channels(layer, x):
+            yield from _from_patches(layer, x, padding, gy)
+            return
+        for part in even_chunks(len(x), layer.weight.numel() * gy.element_size()):
+            found = {"weight": weight_gradients(layer, x[part], padding, gy[part])}
             if layer.bias is not None:
                 found["bias"] = gy[part].flatten(2).sum(2)
             yield found
+
+
+def even_chunks(n: int, bytes_per_example: int) -> Iterator[slice]:
+    """Cut n examples into slices of nearly equal, even length: a convolution of an odd number of groups is slower.
+
+    Args:
+        n: Number of examples.
+        bytes_per_example: Bytes of one example's gradient; a slice's fit into `CHUNK_BYTES`, but for a slice of two.
+
+    Yields:
+        Slices that cover range(n) in order.
+    """
+    most = max(2, CHUNK_BYTES // bytes_per_example)
+    length = -(-n // -(-n // most))
+    length += length % 2
+    for start in range(0, n, length):
+        yield slice(start, min(n, start + length))
+
+
+def _from_patches(layer: Convolution, x: Tensor, padding: list[int], gy: Tensor) -> ExampleGradients:
+    """Form the gradients from patches; a row of ones below the patches makes the bias's gradient the last column."""
+    n, depth, positions = len(x), layer.weight[0].numel(), gy[0, 0].numel()
+    columns = depth + (layer.bias is not None)
+    length = max(1, PATCH_BYTES // (columns * positions * gy.element_size()))
+    space = gy.new_empty(min(n, length), columns, positions)
+    space[:, depth:] = 1
+    padded = pad(x, padding)
+    for whole in chunks(n, layer.out_channels * columns * gy.element_size()):
+        found = gy.new_empty(whole.stop - whole.start, layer.out_channels, columns)
+        for start in range(whole.start, whole.stop, length):
+            stop = min(start + length, whole.stop)
+            patches = space[: stop - start]
+            patches[:, :depth].view(stop - start, *layer.weight.shape[1:], *gy.shape[2:]).copy_(
+                patch_view(layer, padded[start:stop], gy)
+            )
+            torch.bmm(gy[start:stop].flatten(2), patches.mT, out=found[start - whole.start : stop - whole.start])
+        gradients = {"weight": found[:, :, :depth], "bias": found[:, :, depth]}
+        yield gradients if layer.bias is not None else {"weight": found}

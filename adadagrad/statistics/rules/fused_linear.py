@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from adadagrad.statistics.rules.fused import AbstractFusedRule, ExampleGradients
 
-PRODUCT_BYTES = 1 << 24
-"""Most bytes of products that exist at a time, however large the batch."""
+PRODUCT_BYTES = 1 << 22
+"""Most bytes of products that exist at a time: what a cache holds until norm and sum are taken."""
 
 
 class FusedLinear(AbstractFusedRule[nn.Linear]):
@@ -36,9 +36,10 @@ class FusedLinear(AbstractFusedRule[nn.Linear]):
     def _products(layer: nn.Linear, x: Tensor, gy: Tensor) -> ExampleGradients:
         a, b = (t.reshape(len(x), -1, t.shape[-1]) for t in (x, gy))
         length = max(1, PRODUCT_BYTES // (layer.weight.numel() * gy.element_size()))
+        space = gy.new_empty(min(length, len(x)), *layer.weight.shape)
         for start in range(0, len(x), length):
-            part = slice(start, start + length)
-            found = {"weight": torch.bmm(b[part].mT, a[part])}
+            part = slice(start, min(start + length, len(x)))
+            found = {"weight": torch.bmm(b[part].mT, a[part], out=space[: part.stop - start])}
             if layer.bias is not None:
                 found["bias"] = b[part].sum(1)
             yield found

@@ -42,8 +42,10 @@ class LinearRule(AbstractRule[nn.Linear]):
         """Return the norms by the cheapest of the three formulas."""
         if x.dim() == 2:
             output = squares_per_example(gy)
-            factor = squares_per_example(x) if "weight" in names else torch.zeros_like(output)
-            return output * (factor + 1 if "bias" in names else factor)
+            if "weight" not in names:
+                return output if "bias" in names else torch.zeros_like(output)
+            factor = squares_per_example(x)
+            return torch.addcmul(output, output, factor) if "bias" in names else output.mul_(factor)
         a, b = _positions(x, layer.in_features), _positions(gy, layer.out_features)
         total = torch.zeros(len(a), dtype=torch.float64, device=a.device)
         if "bias" in names:
