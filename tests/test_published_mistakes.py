@@ -287,7 +287,7 @@ def test_14_statistics_are_accumulated_in_double_whatever_the_gradient_is() -> N
     meter = GradientMeter(model.bfloat16(), PerExample(), inner_products=True)
     with meter:
         model(x.bfloat16()).float().square().sum(1).mean().backward()
-    for examples, weights in meter._instrument._step.kept:
+    for examples, weights, _ in meter._instrument._step.kept:
         assert examples.square_norms().dtype == weights.dtype == torch.float64
     meter.statistics()
 

@@ -25,13 +25,13 @@ class ExampleStep:
 
     Args:
         sums: The scalars.
-        kept: Examples with their c_i, for inner products.
+        kept: Examples with their c_i and the |g_i|^2 of those that count, for inner products.
         square_sums: sum c_i g_ij^2 of every parameter, float64.
         part: Their gradient where the step goes on without measuring.
     """
 
     sums: WeightedSums = field(default_factory=WeightedSums)
-    kept: list[tuple[Examples, Tensor]] = field(default_factory=list)
+    kept: list[tuple[Examples, Tensor, Tensor]] = field(default_factory=list)
     square_sums: dict[nn.Parameter, Tensor] = field(default_factory=dict)
     part: MeasuredPart = field(default_factory=MeasuredPart)
 
@@ -56,7 +56,7 @@ class ExampleStep:
             for p, sums in examples.weighted_square_sums(torch.where(rows, weights, torch.inf).rsqrt()):
                 self.square_sums[p] = self.square_sums.get(p, 0) + sums
         if request.inner_products:
-            self.kept.append((examples, weights))
+            self.kept.append((examples, weights, squares[rows] / weights[rows].square()))
 
     def statistics(
         self,
@@ -84,10 +84,11 @@ class ExampleStep:
         s = float(squared_norm(list(gradients.values())))
         part = self.part.norm_sq is not None
         if request.inner_products:
-            for examples, weights in self.kept:
+            for examples, weights, squares in self.kept:
                 rows = weights != 0
                 products = examples.inner_products(gradients)
                 self.sums.products.append((weights[rows], products[rows] / weights[rows]))
+                self.sums.unit_squares.append(squares)
         sums = (self.sums if part else self.sums.scaled(scale)).over_ranks()
         if sums.units == 0:
             raise InvalidMeasurement("every example had weight 0: give the rows that count a positive weight")
@@ -105,13 +106,15 @@ class ExampleStep:
             num_units=sums.units,
             kind="per_example",
             weight_sq_sum=weight_sq_sum if num_examples is not None else sums.weight_sq / sums.weight**2,
-            variance_trace_error=sums.variance_trace_error(),
+            variance_trace_error=sums.variance_trace_error(
+                s if request.inner_products else None, scale if part else 1.0
+            ),
         )
 
     def _check_products(self, sums: WeightedSums, s: float, gradients: dict[nn.Parameter, Tensor]) -> None:
         """Refuse inner products that do not add up: sum c_i <g_i, g> = s, whatever the layers are."""
         total, size = sums.products_in_sum()
-        types = {g.dtype for g in gradients.values()} | {t for examples, _ in self.kept for t in examples.types}
+        types = {g.dtype for g in gradients.values()} | {t for examples, *_ in self.kept for t in examples.types}
         if abs(total - s) > tolerance(types) * (size + s):
             raise InvalidMeasurement(
                 f"the examples' gradients add up to {total:.6g} instead of |g|^2 = {s:.6g} along g: something besides "
