@@ -16,6 +16,7 @@ from adadagrad.statistics.coordinate import coordinate_variances, reduce_ratio
 from adadagrad.statistics.coverage import tolerance
 from adadagrad.statistics.examples import Examples
 from adadagrad.statistics.measured_part import MeasuredPart
+from adadagrad.statistics.standard_errors import grad_norm_sq_error
 from adadagrad.statistics.sums import WeightedSums
 
 
@@ -97,18 +98,23 @@ class ExampleStep:
         ratio = None
         if request.coordinates is not None:
             ratio = self._ratio(gradients, request, sums, 1.0 if part else scale)
+        b = num_examples if num_examples is not None else sums.units
+        if num_examples is None:
+            weight_sq_sum = sums.weight_sq / sums.weight**2
+        inner = sums.inner_product_variance() if request.inner_products else None
         return GradientStatistics(
-            num_examples=num_examples if num_examples is not None else sums.units,
+            num_examples=b,
             grad_norm_sq=s,
             variance_trace=sums.variance_trace(s if self.part.norm_sq is None else self.part.norm_sq),
-            inner_product_variance=sums.inner_product_variance() if request.inner_products else None,
+            inner_product_variance=inner,
             coordinate_ratio=ratio,
             num_units=sums.units,
             kind="per_example",
-            weight_sq_sum=weight_sq_sum if num_examples is not None else sums.weight_sq / sums.weight**2,
+            weight_sq_sum=weight_sq_sum,
             variance_trace_error=sums.variance_trace_error(
                 s if request.inner_products else None, scale if part else 1.0
             ),
+            grad_norm_sq_error=None if inner is None else grad_norm_sq_error(inner, weight_sq_sum or 1 / b),
         )
 
     def _check_products(self, sums: WeightedSums, s: float, gradients: dict[nn.Parameter, Tensor]) -> None:

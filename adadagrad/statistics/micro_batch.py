@@ -23,7 +23,8 @@ class MicroBatch(AbstractEstimator):
     When to use it: where examples influence each other inside a micro-batch (batch normalisation, contrastive
     losses), or a kernel is opaque. The noise is then that of losses on n_k examples. What breaks it: fewer than
     two micro-batches give no information. Its relative spread is sqrt((b-1)/(K-1)) times that of `PerExample`.
-    Cost: one read of the gradients per micro-batch; inner products keep K gradients.
+    From three micro-batches on it states the standard error of V, which from so few is very rough.
+    Cost: two reads of the gradients per micro-batch; inner products keep K gradients.
 
     Args:
         units: Micro-batches that the engine makes at least of a measured step, >= 2. More are less noisy and

@@ -69,7 +69,8 @@ class UnitInstrument(AbstractInstrument):
         started = time.perf_counter()
         with step.part.protect():
             _refuse_unusual(gradients, twice)
-            step.add(gradients, num_examples, _total_weight(coefficients, num_examples), self.request)
+            weight = _total_weight(coefficients, num_examples)
+            step.add(gradients, self._gradients(), num_examples, weight, self.request)
         self.seconds += time.perf_counter() - started
 
     def close_group(self) -> None:
@@ -105,7 +106,7 @@ class UnitInstrument(AbstractInstrument):
         layers = [LayerSize(p.numel(), 1, 0) for p in self.model.parameters() if p.requires_grad]
         rates = RATES.get(device, RATES["cuda"])
         read = sum(4 * layer.weights for layer in layers) / rates.bytes + 2 * rates.call * len(layers)
-        return plain_seconds(layers, step, device), read * (step.measured_micro_batches + 1)
+        return plain_seconds(layers, step, device), read * 2 * step.measured_micro_batches
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: there is nothing to learn about the model."""

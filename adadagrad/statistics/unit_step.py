@@ -15,15 +15,20 @@ from adadagrad.core.vectors import inner_product, squared_norm
 from adadagrad.statistics.base import Request
 from adadagrad.statistics.coordinate import reduce_ratio
 from adadagrad.statistics.measured_part import MeasuredPart
+from adadagrad.statistics.standard_errors import grad_norm_sq_error, unit_contrasts, unit_variance_error
 
 
 @dataclass(slots=True)
 class _Unit:
-    """One micro-batch: n_k, C_k = sum c_i, |C_k u_k|^2, and the gradients C_k u_k where they are needed."""
+    """One micro-batch: n_k, C_k = sum c_i, |C_k u_k|^2, and the gradients C_k u_k where they are needed.
+
+    `norm_sq_so_far` is |sum_{l <= k} C_l u_l|^2, of the gradient added up to here, for the standard error of V.
+    """
 
     num_examples: int
     weight: float
     norm_sq: Tensor
+    norm_sq_so_far: Tensor
     gradients: dict[nn.Parameter, Tensor]
 
 
@@ -41,11 +46,19 @@ class UnitStep:
     square_sums: dict[nn.Parameter, Tensor] = field(default_factory=dict)
     part: MeasuredPart = field(default_factory=MeasuredPart)
 
-    def add(self, gradients: dict[nn.Parameter, Tensor], n: int, weight: float, request: Request) -> None:
+    def add(
+        self,
+        gradients: dict[nn.Parameter, Tensor],
+        so_far: dict[nn.Parameter, Tensor],
+        n: int,
+        weight: float,
+        request: Request,
+    ) -> None:
         """Take in one micro-batch.
 
         Args:
             gradients: C_k u_k, what its backward has added to `.grad`.
+            so_far: What `.grad` holds after it.
             n: n_k, its examples.
             weight: C_k, their weights in sum.
             request: The numbers wanted.
@@ -56,7 +69,9 @@ class UnitStep:
         if not weight > 0:
             raise InvalidMeasurement(f"the weights of a measured micro-batch must add up to > 0, got {weight}")
         kept = {p: gradient.clone() for p, gradient in gradients.items()} if request.inner_products else {}
-        self.units.append(_Unit(n, weight, squared_norm(list(gradients.values())), kept))
+        norm_sq = squared_norm(list(gradients.values()))
+        total = squared_norm(list(so_far.values())) if self.units else norm_sq
+        self.units.append(_Unit(n, weight, norm_sq, total, kept))
         if request.coordinates is not None:
             for p, gradient in gradients.items():
                 square = (gradient.double() / weight).square() * n
@@ -95,16 +110,29 @@ class UnitStep:
         ratio = None
         if request.coordinates is not None and freedom > 0:
             ratio = self._ratio(gradients, request, total, divisor, freedom)
+        inner = self._inner(gradients, total, freedom) if request.inner_products else None
+        b = num_examples if num_examples is not None else int(total)
         return GradientStatistics(
-            num_examples=num_examples if num_examples is not None else int(total),
+            num_examples=b,
             grad_norm_sq=s,
             variance_trace=max(squares - total * mean_sq, 0.0) / freedom if freedom > 0 else math.nan,
-            inner_product_variance=self._inner(gradients, total, freedom) if request.inner_products else None,
+            inner_product_variance=inner,
             coordinate_ratio=ratio,
             num_units=int(count),
             kind="micro_batch",
             weight_sq_sum=weight_sq_sum,
+            variance_trace_error=unit_variance_error(self._contrasts(), int(count)),
+            grad_norm_sq_error=None if inner is None else grad_norm_sq_error(inner, weight_sq_sum or 1 / b),
         )
+
+    def _contrasts(self) -> list[float]:
+        """Return what each unit of this rank but the first adds to the numerator of V."""
+        norms, means, weight = [], [], 0.0
+        for unit in self.units:
+            weight += unit.weight
+            norms.append(float(unit.norm_sq) / unit.weight**2)
+            means.append(float(unit.norm_sq_so_far) / weight**2)
+        return unit_contrasts([unit.num_examples for unit in self.units], norms, means)
 
     def _inner(self, gradients: dict[nn.Parameter, Tensor], total: float, freedom: float) -> float:
         """Return sum n_k (p_k - pbar)^2 / (K - 1) over all ranks with p_k = <u_k, g>; our extension, derived."""

@@ -71,8 +71,10 @@ def test_all_numbers_are_those_of_one_process_and_equal_on_both_ranks(number: in
     expected = asdict(measure(estimator, reduction, [part for rank in SPLITS for part in rank]))
     first, second = ranks[0][0][number], ranks[1][0][number]
     assert first == second
-    for field in FIELDS:
+    errors = ["grad_norm_sq_error", *(["variance_trace_error"] if isinstance(estimator, PerExample) else [])]
+    for field in (*FIELDS, *errors):
         assert first[field] == pytest.approx(expected[field], rel=1e-10), field
+    assert first["variance_trace_error"] > 0  # of units: from the contrasts within the ranks
     assert expected["num_units"] == (EXAMPLES if isinstance(estimator, PerExample) else 5)
 
 
