@@ -156,6 +156,9 @@ class Decision:
         samples_seen: Examples whose update has been applied, this step included.
         observation: What the policy saw.
         requested: The policy's answer in examples, before rounding and bounds; None where it was not asked.
+        requested_low: What it would have been, at least, with exact statistics, as far as their standard errors tell
+            (one-sided, at `Bounds.confidence` or 0.9); None where that cannot be had.
+        requested_high: The same at most; may be infinite.
         plan: The plan of this step.
         next_plan: The plan of the next step.
         lr: Learning rate of the first parameter group in this step.
@@ -166,6 +169,8 @@ class Decision:
     samples_seen: int
     observation: Observation
     requested: float | None
+    requested_low: float | None = None
+    requested_high: float | None = None
     plan: BatchPlan
     next_plan: BatchPlan
     lr: float

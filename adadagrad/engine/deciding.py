@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from adadagrad.core.protocols import BatchSizePolicy
 from adadagrad.core.records import Observation
 from adadagrad.core.settings import Bounds
 from adadagrad.policies.bounds import next_batch_size
+from adadagrad.policies.interval import LEVEL, requested_interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a step's decision is.
+
+    Args:
+        size: The next batch size.
+        requested: What the policy asked for, before rounding and bounds; None where it was not asked.
+        interval: Ends of what it might have asked for; see `requested_interval`.
+        reason: In a word what happened; empty where the step was not measured.
+    """
+
+    size: int
+    requested: float | None = None
+    interval: tuple[float, float] | None = None
+    reason: str = ""
 
 
 def decide(
     policy: BatchSizePolicy, observation: Observation, *, current: int, bounds: Bounds, minimum: int, maximum: int
-) -> tuple[int, float | None, str]:
-    """Return the next batch size, what the policy asked for, and in a word what happened.
+) -> Answer:
+    """Return the next batch size, what the policy asked for and how sure that is, and in a word what happened.
 
     Args:
         policy: The policy.
@@ -24,15 +43,14 @@ def decide(
         maximum: The cap.
 
     Returns:
-        The size; the request before rounding and bounds, None where the policy was not asked; the reason, empty
-        where the step was not measured.
+        The answer.
     """
     statistics = observation.gradient
     if policy.needs:
         if statistics is None:
-            return current, None, ""
+            return Answer(size=current)
         if any(getattr(statistics, name) is None for name in policy.needs):
-            return current, None, "not available yet"
+            return Answer(size=current, reason="not available yet")
     try:
         requested = policy.required_batch_size(observation)
     except ZeroDivisionError:  # a policy written with plain divisions, at a gradient of zero: it has no answer
@@ -45,7 +63,8 @@ def decide(
         minimum=minimum if policy.needs else 1,
         maximum=maximum,
     )
-    return size, requested, reason
+    interval = None if math.isnan(requested) else requested_interval(policy, observation, LEVEL)
+    return Answer(size=size, requested=requested, interval=interval, reason=reason)
 
 
 def is_final(policy: BatchSizePolicy, current: int, bounds: Bounds, maximum: int) -> bool:

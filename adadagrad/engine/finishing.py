@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from adadagrad.batching import make_plan
 from adadagrad.core.errors import NonFiniteGradient
 from adadagrad.core.records import Decision, GradientStatistics, Observation
-from adadagrad.engine.deciding import decide
+from adadagrad.engine.deciding import Answer, decide
 from adadagrad.engine.log_records import step_record, times
 from adadagrad.engine.saving import save_if_due
 
@@ -78,11 +78,11 @@ def _decide(
         lr=engine.learning_rate.current,
         dataset_size=engine.dataset_size,
     )
-    requested = None
+    answer = Answer(size=engine.global_batch_size)
     if step.global_batch_size < step.plan.global_batch_size:
         reason = "short batch"
     else:
-        engine.global_batch_size, requested, verdict = decide(
+        answer = decide(
             engine.policy,
             observation,
             current=engine.global_batch_size,
@@ -90,9 +90,10 @@ def _decide(
             minimum=engine.measuring.smallest_batch,
             maximum=engine.max_batch_size,
         )
-        reason = verdict or reason
-        engine.nonfinite_requests += requested is not None and not math.isfinite(requested)
-    decision = _record(engine, step, observation, requested, reason)
+        engine.global_batch_size = answer.size
+        reason = answer.reason or reason
+        engine.nonfinite_requests += answer.requested is not None and not math.isfinite(answer.requested)
+    decision = _record(engine, step, observation, answer, reason)
     _close_step(engine, "step", decision, threshold=engine.policy.threshold)
     return decision
 
@@ -110,7 +111,8 @@ def _skip(engine: AdaptiveBatch, step: Step, loss: float) -> Decision:
         lr=engine.learning_rate.current,
         dataset_size=engine.dataset_size,
     )
-    decision = _record(engine, step, observation, None, "skipped: non-finite")
+    answer = Answer(size=engine.global_batch_size)
+    decision = _record(engine, step, observation, answer, "skipped: non-finite")
     _close_step(engine, "skip", decision, threshold=None)
     what = f"loss {loss:g} and gradient of step {engine.steps} are not both finite"
     if engine.on_nonfinite == "stop":
@@ -126,14 +128,15 @@ def _skip(engine: AdaptiveBatch, step: Step, loss: float) -> Decision:
     return decision
 
 
-def _record(
-    engine: AdaptiveBatch, step: Step, observation: Observation, requested: float | None, reason: str
-) -> Decision:
+def _record(engine: AdaptiveBatch, step: Step, observation: Observation, answer: Answer, reason: str) -> Decision:
+    low, high = answer.interval or (None, None)
     return Decision(
         step=engine.steps,
         samples_seen=engine.samples_seen,
         observation=observation,
-        requested=requested,
+        requested=answer.requested,
+        requested_low=low,
+        requested_high=high,
         plan=step.plan,
         next_plan=make_plan(engine.global_batch_size, engine.micro_batch_size),
         lr=engine.learning_rate.current,

@@ -81,6 +81,7 @@ def step_record(decision: Decision, *, samples_drawn: int, threshold: float | No
             "estimator_kind": g.kind,
             "num_units": g.num_units,
             "grad_norm_sq": g.grad_norm_sq,
+            "grad_norm_sq_error": g.grad_norm_sq_error,
             "variance_trace": g.variance_trace,
             "variance_trace_error": g.variance_trace_error,
             "inner_product_variance": g.inner_product_variance,
@@ -88,6 +89,8 @@ def step_record(decision: Decision, *, samples_drawn: int, threshold: float | No
             "noise_scale": g.noise_scale,
             "relative_variance": _left_side(decision, threshold),
             "threshold": threshold,
+            "requested_low": decision.requested_low,
+            "requested_high": decision.requested_high,
         }
     return record
 

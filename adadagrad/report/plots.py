@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adadagrad.report.band import READING, draw_band, has_band
 from adadagrad.report.run import LogRow, Run, accuracy_metric, metric_title
 from adadagrad.report.style import (
     INK,
@@ -60,7 +61,8 @@ def plots(runs: Sequence[Run]) -> list[Plot]:
                 name="batch-size",
                 title="Batch size against samples",
                 reading="A flat line is a constant batch. Where the line climbs, the policy asked for more examples "
-                "per step: a test does so when it finds the gradient of the batch too noisy to trust.",
+                "per step: a test does so when it finds the gradient of the batch too noisy to trust."
+                + (READING if any(has_band(run) for run in runs) else ""),
                 draw=lambda: _batch_size(runs),
             )
         )
@@ -116,6 +118,8 @@ def _batch_size(runs: Sequence[Run]) -> Any:
         samples, size = batch_size_steps(run)
         sizes.extend(size)
         handles += axes.step(samples, size, where="post", **_look(place, run))
+    for place, run in enumerate(runs):
+        draw_band(axes, run, color_of(place), min(sizes) / 2, 2 * max(sizes))
     label_axis(axes, "x", "samples seen")
     label_axis(axes, "y", "examples per step", spread=max(sizes) > 4 * min(sizes), base=2)
     legend_above(figure, handles)

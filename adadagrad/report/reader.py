@@ -168,6 +168,8 @@ def _step_row(record: Mapping[str, Any]) -> StepRow:
         relative_variance=_optional(record, "relative_variance"),
         threshold=_optional(record, "threshold"),
         measure_seconds=_optional(record, "measure_seconds"),
+        requested_low=_optional(record, "requested_low"),
+        requested_high=_optional(record, "requested_high"),
         reason=str(record.get("reason", "")),
     )
 

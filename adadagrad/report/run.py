@@ -24,6 +24,8 @@ class StepRow:
             None on a step that was not measured.
         threshold: Right side of the test, None where the policy has no such number.
         measure_seconds: Time spent measuring so far.
+        requested_low: Lower end of what the policy might have asked for, None where it is not known.
+        requested_high: Upper end; may be infinite.
         reason: What happened to the batch size.
     """
 
@@ -37,6 +39,8 @@ class StepRow:
     relative_variance: float | None = None
     threshold: float | None = None
     measure_seconds: float | None = None
+    requested_low: float | None = None
+    requested_high: float | None = None
     reason: str = ""
 
 

@@ -83,6 +83,10 @@ def test_each_line_says_what_the_decision_says(tmp_path):
             left = g.variance_trace / (g.num_examples * g.grad_norm_sq)
             assert line["relative_variance"] == pytest.approx(left, rel=1e-12)
             assert line["threshold"] == engine.policy.eta**2
+            assert (line["requested_low"], line["requested_high"]) == (d.requested_low, d.requested_high)
+            assert line["variance_trace_error"] == g.variance_trace_error
+            assert line["grad_norm_sq_error"] is None  # norms alone were measured
+            assert line["requested_low"] < line["requested"] < line["requested_high"]
     assert (end["kind"], end["samples_seen"], end["steps"]) == ("end", 120, len(decisions))
 
 
