@@ -21,16 +21,26 @@ class Bounds:
         monotone: True never shrinks the batch, False may; None follows the policy (the tests never shrink).
         on_infinite: What an infinite request does: ``"hold"`` keeps the size and logs it, ``"cap"`` goes to
             the largest allowed size. A NaN request always holds.
+        confidence: Move only where the measurement is this sure that a move is asked for, in (0.5, 1): up where the
+            lower end of the one-sided interval of the request (`adadagrad.policies.interval`) still asks for more
+            than the present size, down (where that is allowed) where the upper end still asks for less; the move
+            goes to the request itself. Otherwise the size is held, with the reason ``"not sure"``, also in a step
+            whose measurement has no standard error. A larger confidence moves later. How far off s = |g|^2 is must be
+            known for it, so the engine measures inner products: about one more forward of the measured examples, or
+            the gradients of all micro-batches kept. Each step is judged by itself: errors that stay large hold
+            forever, and a run that asks often is now and then wrongly sure. None, the default, moves at once, as in
+            the paper. Schedules are certain and not affected.
 
     Example:
         >>> Bounds.paper()
-        Bounds(max_growth=None, multiple_of=1, monotone=True, on_infinite='cap')
+        Bounds(max_growth=None, multiple_of=1, monotone=True, on_infinite='cap', confidence=None)
     """
 
     max_growth: float | None = None
     multiple_of: int = 1
     monotone: bool | None = None
     on_infinite: Literal["hold", "cap"] = "hold"
+    confidence: float | None = None
 
     def __post_init__(self) -> None:
         if self.max_growth is not None:
@@ -39,6 +49,10 @@ class Bounds:
                 raise InvalidArgument(f"max_growth must be > 1 (or None for no limit), got {self.max_growth}")
         check_integer(1, multiple_of=self.multiple_of)
         check_choice("on_infinite", self.on_infinite, ("hold", "cap"))
+        if self.confidence is not None:
+            check_fraction(confidence=self.confidence)
+            if not 0.5 < self.confidence < 1:
+                raise InvalidArgument(f"confidence must be in (0.5, 1) or None, for example 0.9, got {self.confidence}")
 
     @classmethod
     def paper(cls) -> Bounds:

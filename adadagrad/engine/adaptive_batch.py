@@ -19,6 +19,7 @@ from adadagrad.core.errors import CorruptCheckpoint, InvalidArgument, StepError
 from adadagrad.core.protocols import BatchSizePolicy, LearningRateSchedule
 from adadagrad.core.settings import Bounds, Measure
 from adadagrad.engine.arguments import check_settings, check_types, first_batch, largest_batch, sample_budget
+from adadagrad.engine.confidence import check_confidence
 from adadagrad.engine.deciding import is_final
 from adadagrad.engine.gradients import Gradients
 from adadagrad.engine.learning_rate import LearningRate
@@ -112,6 +113,7 @@ class AdaptiveBatch:
                 raise InvalidArgument("checkpoint_every needs log_dir, the directory to save in")
         self.model, self.optimizer, self.policy = model, optimizer, policy
         self.bounds = Bounds() if bounds is None else bounds
+        check_confidence(self.bounds, policy, measure)
         self.micro_batch_size, self.max_grad_norm, self.seed = micro_batch_size, max_grad_norm, seed
         self.on_nonfinite, self.epoch_boundary = on_nonfinite, epoch_boundary
         self._assembler = Assembler(make_source(data, seed=seed, chunk_size=micro_batch_size))
@@ -126,7 +128,8 @@ class AdaptiveBatch:
         )
         self._gradients = Gradients(model, optimizer)
         self.learning_rate = LearningRate(optimizer, lr_schedule, self.total_samples)
-        self.measuring = Measuring(model, optimizer, policy, measure)
+        sure = self.bounds.confidence is not None
+        self.measuring = Measuring(model, optimizer, policy, measure, errors=sure)
         self.measuring.refuse_small(self.global_batch_size)
         self.samples_seen = self.samples_drawn = self.steps = self.skipped = 0
         self.nonfinite_requests = 0  # of the policy; they never change the batch size, but for `on_infinite="cap"`

@@ -9,7 +9,7 @@ from adadagrad.core.protocols import BatchSizePolicy
 from adadagrad.core.records import Observation
 from adadagrad.core.settings import Bounds
 from adadagrad.policies.bounds import next_batch_size
-from adadagrad.policies.interval import LEVEL, requested_interval
+from adadagrad.policies.interval import LEVEL, errors_known, requested_interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +55,10 @@ def decide(
         requested = policy.required_batch_size(observation)
     except ZeroDivisionError:  # a policy written with plain divisions, at a gradient of zero: it has no answer
         requested = math.nan
+    interval = None
+    if statistics is not None and not math.isnan(requested):
+        interval = requested_interval(policy, observation, bounds.confidence or LEVEL)
+    whole = statistics is not None and errors_known(policy, statistics)
     size, reason = next_batch_size(
         requested,
         current=current,
@@ -62,8 +66,8 @@ def decide(
         monotone=policy.monotone,
         minimum=minimum if policy.needs else 1,
         maximum=maximum,
+        interval=(interval if whole else None) if policy.needs else (requested, requested),
     )
-    interval = None if math.isnan(requested) else requested_interval(policy, observation, LEVEL)
     return Answer(size=size, requested=requested, interval=interval, reason=reason)
 
 

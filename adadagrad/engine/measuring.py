@@ -28,17 +28,26 @@ class Measuring:
         optimizer: Its optimizer, for second moments.
         policy: The policy, for what it needs.
         measure: The user's settings; None measures what the policy needs, with the defaults.
+        errors: Whether the policy's request must have a standard error: inner products give that of |g|^2.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, policy: BatchSizePolicy, measure: Measure | None
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        policy: BatchSizePolicy,
+        measure: Measure | None,
+        *,
+        errors: bool = False,
     ) -> None:
         self.settings = Measure() if measure is None else measure
         self.enabled = bool(policy.needs) or measure is not None
         self._model, self._needed = model, bool(policy.needs)
+        self._errors = errors and self._needed
         self._second_moments = SecondMoments(optimizer, policy.coordinate_reduction)
         self._request = Request(
-            inner_products="inner_product_variance" in policy.needs,
+            inner_products="inner_product_variance" in policy.needs
+            or (self._errors and "grad_norm_sq" in policy.needs),
             coordinates=policy.coordinate_reduction,
             second_moment=self._second_moments.of,
         )
@@ -54,8 +63,8 @@ class Measuring:
 
     @property
     def smallest_batch(self) -> int:
-        """Fewest examples that a step needs for the estimator to say anything."""
-        return smallest_batch(self.estimator)
+        """Fewest examples that a step needs for the estimator to say anything, or how sure it is."""
+        return smallest_batch(self.estimator, errors=self._errors)
 
     def refuse_small(self, global_batch_size: int, estimator: AbstractEstimator | None = None) -> None:
         """Refuse a batch on which the policy could never be given a measurement.
@@ -68,11 +77,11 @@ class Measuring:
             InvalidArgument: The policy needs statistics and the estimator needs more examples.
         """
         estimator = self.estimator if estimator is None else estimator
-        smallest = smallest_batch(estimator)
+        smallest = smallest_batch(estimator, errors=self._errors)
         if self._needed and global_batch_size < smallest:
             raise InvalidArgument(
-                f"global_batch_size must be >= {smallest} for {estimator!r} to measure any noise, "
-                f"got {global_batch_size}"
+                f"global_batch_size must be >= {smallest} for {estimator!r} to measure any noise"
+                f"{' with its error' if self._errors else ''}, got {global_batch_size}"
             )
 
     def split(self, number: int, size: int, micro_batch_size: int, *, wanted: bool) -> Split:

@@ -60,6 +60,15 @@ def measured_split(estimator: AbstractEstimator, max_examples: int | None, size:
     return Split(sizes, len(split_batch(max_examples, micro_batch_size)))
 
 
-def smallest_batch(estimator: AbstractEstimator) -> int:
-    """Return the fewest examples that make two units: two examples, or two micro-batches of two."""
-    return 4 if isinstance(estimator, MicroBatch) else 2
+def smallest_batch(estimator: AbstractEstimator, *, errors: bool = False) -> int:
+    """Return the fewest examples that make two units: two examples, or two micro-batches of two.
+
+    Args:
+        estimator: What measures.
+        errors: Whether the measurement must say how sure it is, which takes a third unit.
+
+    Returns:
+        The number of examples.
+    """
+    units = 3 if errors else 2
+    return 2 * units if isinstance(estimator, MicroBatch) else units

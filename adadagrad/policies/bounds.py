@@ -51,7 +51,14 @@ def ceil_with_guard(requested: float, rel: float = 1e-9) -> int:
 
 
 def next_batch_size(
-    requested: float, *, current: int, bounds: Bounds, monotone: bool, minimum: int, maximum: int
+    requested: float,
+    *,
+    current: int,
+    bounds: Bounds,
+    monotone: bool,
+    minimum: int,
+    maximum: int,
+    interval: tuple[float, float] | None = None,
 ) -> tuple[int, str]:
     """Turn a policy's answer into the batch size of the next step, and say in a word what happened.
 
@@ -62,6 +69,10 @@ def next_batch_size(
     multiple, so that the cap is never exceeded. A request that is negative counts as a small one, except minus
     infinity, which holds like every answer that is not finite.
 
+    With `bounds.confidence` a move is made only where the nearer end of `interval`, put through the same rule, moves
+    the same way: the lower end for growth, the upper one for shrinking. So a move that floor, cap or multiple force is
+    made however unsure the request is, and there is never a move that there would not be without a confidence.
+
     Args:
         requested: The policy's answer [examples].
         current: The size *planned* for the step just taken [examples]; not the number of examples in a short last
@@ -70,25 +81,39 @@ def next_batch_size(
         monotone: What the policy says; `bounds.monotone` overrides it where that is not None.
         minimum: Smallest size allowed, >= 1 [examples].
         maximum: Largest size allowed [examples].
+        interval: Ends of what the policy might have asked for [examples], at `bounds.confidence`; None where they are
+            not known. Read only where a confidence is set.
 
     Returns:
         The size, a multiple of `multiple_of` between `minimum` and `maximum` (the current size, whatever it is,
         where a NaN or infinite request holds), and ``"grow"``, ``"shrink"``, ``"hold"``, ``"cap"`` (the cap made
-        it smaller than asked), ``"growth limit"`` (that made it smaller), ``"nan: hold"``, ``"infinite: hold"`` or
-        ``"infinite: cap"``.
+        it smaller than asked), ``"growth limit"`` (that made it smaller), ``"nan: hold"``, ``"infinite: hold"``,
+        ``"infinite: cap"`` or ``"not sure"`` (held for want of confidence).
 
     Raises:
         InvalidArgument: No multiple of `multiple_of` lies between `minimum` and `maximum`.
 
     Source: Lau, Liu, Kolar (2024), "AdAdaGrad", arXiv 2402.11215, for ``Bounds.paper()``: grow to ceil(T)
         if T > b, never beyond the cap (verified in timlautk/AdAdaGrad, tests.py and main.py).
-    Differs from the paper: guard, multiple, growth limit and holding at an infinite request are ours.
+    Differs from the paper: guard, multiple, growth limit, confidence and holding at an infinite request are ours.
 
     Example:
         >>> rule = dict(current=64, bounds=Bounds(max_growth=4.0), monotone=True, minimum=1, maximum=1000)
         >>> next_batch_size(100.5, **rule), next_batch_size(9e9, **rule), next_batch_size(8.0, **rule)
         ((101, 'grow'), (256, 'growth limit'), (64, 'hold'))
     """
+    size, reason = _bounded(requested, current, bounds, monotone, minimum, maximum)
+    if bounds.confidence is None or size == current:
+        return size, reason
+    low, high = interval or (float(current), float(current))
+    end = _bounded(low if size > current else high, current, bounds, monotone, minimum, maximum)[0]
+    return (size, reason) if (size > current) == (end > current) and end != current else (current, "not sure")
+
+
+def _bounded(
+    requested: float, current: int, bounds: Bounds, monotone: bool, minimum: int, maximum: int
+) -> tuple[int, str]:
+    """Return the size and the reason without regard to confidence."""
     multiple = bounds.multiple_of
     floor, cap = _round_up(max(minimum, 1), multiple), maximum - maximum % multiple
     if floor > cap:

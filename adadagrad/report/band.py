@@ -15,7 +15,8 @@ FEW = 60
 READING = (
     " The light band is what the policy asked for, give or take its standard error: exact statistics would ask for "
     "more than its lower edge in nine of ten cases (or with the confidence that was set), and for less than its upper "
-    "edge likewise. Where the error of the squared gradient was not measured, it is too narrow."
+    "edge likewise. Where the error of the squared gradient was not measured (it is, where a confidence is set), the "
+    "band shows the error of the variance alone and is much too narrow."
 )
 """How to read it."""
 

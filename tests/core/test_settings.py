@@ -18,6 +18,11 @@ BAD = [
     (Bounds, {"multiple_of": 0}, "multiple_of must be >= 1, got 0"),
     (Bounds, {"multiple_of": 2.0}, "multiple_of must be an integer"),
     (Bounds, {"on_infinite": "caps"}, "unknown on_infinite 'caps': did you mean cap"),
+    (Bounds, {"confidence": 0.5}, r"confidence must be in \(0.5, 1\) or None, for example 0.9, got 0.5"),
+    (Bounds, {"confidence": 1.0}, r"confidence must be in \(0.5, 1\)"),
+    (Bounds, {"confidence": 90}, "confidence must be between 0 and 1, got 90"),
+    (Bounds, {"confidence": math.nan}, "confidence must be between 0 and 1, got nan"),
+    (Bounds, {"confidence": "high"}, "confidence must be between 0 and 1, got 'high'"),
     (Measure, {"every": 0}, "every must be >= 1, got 0"),
     (Measure, {"every": "often"}, "every must be an integer, got 'often'"),
     (Measure, {"every": 1.5}, "every must be an integer"),
@@ -49,6 +54,7 @@ def test_the_papers_bounds():
     assert Bounds.paper() == Bounds(max_growth=None, multiple_of=1, monotone=True, on_infinite="cap")
     assert Bounds().on_infinite == "hold"
     assert Bounds().monotone is None
+    assert Bounds().confidence is Bounds.paper().confidence is None
 
 
 @pytest.mark.parametrize("settings", [Bounds(), Measure(), CoordinateReduction()])

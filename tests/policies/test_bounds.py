@@ -54,9 +54,9 @@ def test_ceil_refuses_a_negative_guard() -> None:
 
 
 def decide(requested: float, current: int = 64, minimum: int = 1, maximum: int = 1000, **rule: Any) -> tuple[int, str]:
-    monotone = rule.pop("policy_monotone", False)
+    limits = {"monotone": rule.pop("policy_monotone", False), "interval": rule.pop("interval", None)}
     return next_batch_size(
-        requested, current=current, bounds=Bounds(**rule), monotone=monotone, minimum=minimum, maximum=maximum
+        requested, current=current, bounds=Bounds(**rule), minimum=minimum, maximum=maximum, **limits
     )
 
 
@@ -171,6 +171,67 @@ def test_a_larger_request_never_gives_a_smaller_batch(
 ) -> None:
     sizes = [decide(requested, multiple_of=multiple, max_growth=growth)[0] for requested in sorted([first, second])]
     assert sizes[0] <= sizes[1]
+
+
+@pytest.mark.parametrize(
+    ("requested", "interval", "rule", "expected"),
+    [
+        (100.5, (70.0, 140.0), {}, (101, "grow")),  # to the request, not to an end
+        (100.5, (64.5, 140.0), {}, (101, "grow")),
+        (100.5, (64.0, 140.0), {}, (64, "not sure")),  # the lower end asks for just the present size
+        (100.5, (64.00000000000001, 140.0), {}, (64, "not sure")),  # within the guard
+        (100.5, (20.0, math.inf), {}, (64, "not sure")),
+        (20.2, (10.0, 50.0), {}, (21, "shrink")),
+        (20.2, (10.0, 63.0), {}, (21, "shrink")),
+        (20.2, (10.0, 63.5), {}, (64, "not sure")),  # rounded up, the upper end asks for the present size
+        (20.2, (0.0, math.inf), {}, (64, "not sure")),
+        (20.2, (10.0, 50.0), {"policy_monotone": True}, (64, "hold")),
+        (63.5, (10.0, 500.0), {}, (64, "hold")),  # it would hold in any case
+        (math.nan, (10.0, 500.0), {}, (64, "nan: hold")),
+        (math.inf, (100.0, math.inf), {}, (64, "infinite: hold")),
+        (math.inf, (100.0, math.inf), {"on_infinite": "cap"}, (1000, "infinite: cap")),
+        (math.inf, (10.0, math.inf), {"on_infinite": "cap"}, (64, "not sure")),
+        (300.0, (100.0, 900.0), {"max_growth": 2.0}, (128, "growth limit")),
+        (5000.0, (100.0, 9000.0), {}, (1000, "cap")),
+        (65.0, (60.0, 70.0), {"multiple_of": 64}, (64, "not sure")),
+        (100.0, (65.0, 140.0), {"multiple_of": 64}, (128, "grow")),
+        # what is forced is not asked
+        (100.0, (10.0, 500.0), {"maximum": 32}, (32, "cap")),
+        (100.0, (10.0, 500.0), {"minimum": 80}, (100, "grow")),
+        # an interval that is not known is never sure
+        (5000.0, None, {}, (64, "not sure")),
+        (1.0, None, {}, (64, "not sure")),
+        (64.0, None, {}, (64, "hold")),
+        (100.0, None, {"maximum": 32}, (32, "cap")),
+    ],
+)
+def test_confidence(
+    requested: float, interval: tuple[float, float] | None, rule: dict[str, Any], expected: tuple[int, str]
+) -> None:
+    assert decide(requested, interval=interval, confidence=0.9, **rule) == expected
+
+
+def test_without_a_confidence_the_interval_is_not_read() -> None:
+    assert decide(100.5, interval=(1.0, 2.0)) == (101, "grow")
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    requested=st.floats(),
+    ends=st.one_of(st.none(), st.tuples(st.floats(0, 1e4), st.floats(0, 1e4)).map(sorted).map(tuple)),
+    multiple=st.sampled_from([1, 8]),
+    growth=st.one_of(st.none(), st.floats(1.001, 10)),
+    monotone=st.booleans(),
+    on_infinite=st.sampled_from(["hold", "cap"]),
+)
+def test_confidence_only_ever_holds(
+    requested: float, ends: Any, multiple: int, growth: float | None, monotone: bool, on_infinite: Any
+) -> None:
+    """It never moves where without it holds, and where it moves, it moves to the same size for the same reason."""
+    rule = {"multiple_of": multiple, "max_growth": growth, "monotone": monotone, "on_infinite": on_infinite}
+    plain = decide(requested, **rule)
+    sure = decide(requested, interval=ends, confidence=0.9, **rule)
+    assert sure == plain or (sure == (64, "not sure") and plain[0] != 64)
 
 
 @pytest.mark.parametrize(
