@@ -55,7 +55,12 @@ def make_engine(settings: Settings, data: DataSource, directory: Path | None) ->
         )
         if policy.needs
         else None,
-        bounds=Bounds(max_growth=batch.max_growth, multiple_of=batch.multiple_of, on_infinite=batch.on_infinite),
+        bounds=Bounds(
+            max_growth=batch.max_growth,
+            multiple_of=batch.multiple_of,
+            on_infinite=batch.on_infinite,
+            confidence=batch.confidence,
+        ),
         lr_schedule=make_schedule(optimizer),
         max_grad_norm=optimizer.max_grad_norm,
         on_nonfinite=run.on_nonfinite,

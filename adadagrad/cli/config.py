@@ -35,6 +35,7 @@ class BatchOptions:
         max_growth: Largest factor from one batch size to the next; without it no limit.
         multiple_of: Round batch sizes up to a multiple of this.
         on_infinite: What a request for infinitely many examples does: hold the size, or go to the cap.
+        confidence: Move only where the measurement is this sure, for example 0.9; without it at once [norm].
     """
 
     policy: str = "norm"
@@ -44,6 +45,7 @@ class BatchOptions:
     max_growth: float | None = None
     multiple_of: int = 1
     on_infinite: Literal["hold", "cap"] = "hold"
+    confidence: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

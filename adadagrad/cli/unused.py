@@ -31,6 +31,7 @@ READERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "global_batch_size": ("policy", (*TESTS, "constant", "linear", "geometric")),
     "max_growth": ("policy", (*TESTS, "staged", "linear", "geometric")),
     "on_infinite": ("policy", TESTS),
+    "confidence": ("policy", ("norm",)),
     "measure_every": ("policy", TESTS),
     "max_overhead": ("measure_every", ("auto",)),
     "max_examples": ("policy", TESTS),

@@ -52,7 +52,7 @@ class Bounds:
         if self.confidence is not None:
             check_fraction(confidence=self.confidence)
             if not 0.5 < self.confidence < 1:
-                raise InvalidArgument(f"confidence must be in (0.5, 1) or None, for example 0.9, got {self.confidence}")
+                raise InvalidArgument(f"confidence must be > 0.5 and < 1, for example 0.9, got {self.confidence}")
 
     @classmethod
     def paper(cls) -> Bounds:

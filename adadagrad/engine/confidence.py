@@ -31,18 +31,18 @@ def check_confidence(bounds: Bounds, policy: BatchSizePolicy, measure: Measure |
     unknown = sorted(policy.needs - set(ERRORS))
     if unknown:
         raise InvalidArgument(
-            f"bounds.confidence={bounds.confidence} needs a policy whose request has a standard error, and there is "
+            f"confidence={bounds.confidence} needs a policy whose request has a standard error, and there is "
             f"none for {unknown[0]}, which {type(policy).__name__} reads: use NormTest, or leave confidence out"
         )
     settings = Measure() if measure is None else measure
     if isinstance(settings.estimator, MicroBatch):
         if settings.estimator.units < UNITS:
             raise InvalidArgument(
-                f"bounds.confidence={bounds.confidence} needs a standard error, which takes {UNITS} micro-batches, got "
+                f"confidence={bounds.confidence} needs a standard error, which takes {UNITS} micro-batches, got "
                 f"{settings.estimator!r}: give it units={UNITS} or more"
             )
     elif settings.max_examples is not None and settings.max_examples < UNITS:
         raise InvalidArgument(
-            f"bounds.confidence={bounds.confidence} needs a standard error, which takes {UNITS} examples, got "
+            f"confidence={bounds.confidence} needs a standard error, which takes {UNITS} examples, got "
             f"max_examples={settings.max_examples}: raise it"
         )

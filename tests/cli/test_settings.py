@@ -26,7 +26,7 @@ pytest.importorskip("tyro")
 
 UNUSUAL = Settings(
     problem=ProblemOptions(data='mnist:C:\\da"ta\n\x7f é 数', model="cnn"),
-    batch=BatchOptions(policy="staged", max_batch_size=4096, max_growth=1.5, on_infinite="cap"),
+    batch=BatchOptions(policy="staged", max_batch_size=4096, max_growth=1.5, on_infinite="cap", confidence=0.75),
     policy=PolicyOptions(eta=1e-05, stages="0:256 1M:1024", reduction="weighted"),
     optimizer=OptimizerOptions(lr=1e20, lr_milestones="1:2", max_grad_norm=0.1),
     measure=MeasureOptions(measure_every=7, max_examples="all"),

@@ -27,6 +27,7 @@ pytest.importorskip("tyro")
         ("--theta 0.5", "--theta is not used with --policy norm: .* --policy inner-product or augmented"),
         ("--policy coordinate --quantile 0.5", "--quantile is not used with --reduction max: .* --reduction quantile"),
         ("--policy staged --stages 0:8 --global-batch-size 8", "--global-batch-size is not used with --policy staged"),
+        ("--policy augmented --confidence 0.9", "--confidence is not used with --policy augmented: .* --policy norm"),
         ("--policy constant --measure-every 2", "--measure-every is not used with --policy constant"),
         ("--measure-every 2 --max-overhead 0.1", "--max-overhead is not used with --measure-every 2"),
         ("--momentum 0.9", "--momentum is not used with --optimizer adagrad: .* --optimizer sgd"),
