@@ -68,6 +68,9 @@ class AbstractPolicy(ABC):
     def required_batch_size(self, observation: Observation) -> float:
         """Return the batch size asked for, in examples, neither rounded nor bounded.
 
+        A pure function: it is asked several times about one step, with V and s as they were measured and as far off as
+        their standard errors let them be.
+
         Args:
             observation: What the step just taken has shown.
 

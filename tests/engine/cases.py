@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,14 +41,17 @@ class Sizes(AbstractPolicy):
 
 @dataclass(frozen=True, slots=True)
 class Asks(AbstractPolicy):
-    """A test that reads V and answers with what a function makes of the record."""
+    """A test that reads V and answers with what a function makes of the record; asked once about a step."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"grad_norm_sq", "variance_trace"})
     monotone: ClassVar[bool] = False
     answer: Callable[[Observation], float]
+    answers: dict[int, float] = field(default_factory=dict)
 
     def required_batch_size(self, observation: Observation) -> float:
-        return self.answer(observation)
+        if observation.samples_seen not in self.answers:
+            self.answers[observation.samples_seen] = self.answer(observation)
+        return self.answers[observation.samples_seen]
 
 
 def doubling(observation: Observation) -> float:
