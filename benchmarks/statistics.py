@@ -9,7 +9,7 @@ most twice. "all examples" forms the squared norm of every example's gradient an
 all examples and form <g_i, g>, or the largest V_j / g_j^2, as well. "added" is what measuring all examples adds to a
 step. "error" is the relative error of V, measured in the model's float32 on 16 examples, against a loop over these
 examples in float64. Data are random: what a step costs does not depend on them. What measuring costs over a run, where
-the default settings measure few steps and few examples, benchmarks/engine.py shows.
+the default settings measure few steps and few examples, benchmarks/default_settings.py shows.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 import adadagrad as ada
 from adadagrad.core.reduction import CoordinateReduction
@@ -32,6 +30,7 @@ from adadagrad.statistics.base import Request
 from benchmarks.engine import ALLOCATOR
 from benchmarks.machine import machine, write_json
 from benchmarks.models import MODELS, Workload
+from benchmarks.steps import Run, interleaved, measured, plain
 
 CONTROL = (0.97, 1.03)
 TRIES = 3
@@ -41,64 +40,6 @@ REQUESTS = {
     "inner products": Request(inner_products=True),
     "coordinates": Request(coordinates=CoordinateReduction(kind="max")),
 }
-Run = Callable[[], object]
-
-
-def plain(work: Workload, x: Tensor, y: Tensor) -> Run:
-    """Return a plain step on a model of its own."""
-    model, optimizer = work.fresh()
-
-    def run() -> None:
-        F.cross_entropy(model(x), y).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return run
-
-
-def measured(work: Workload, x: Tensor, y: Tensor, request: Request, part: int) -> Run:
-    """Return a step that measures its first `part` examples."""
-    model, optimizer = work.fresh()
-    instrument = ada.PerExample().open(model, request)
-    n = len(x)
-
-    def run() -> ada.GradientStatistics:
-        with instrument.micro_batch(part, 1 / n):
-            (F.cross_entropy(model(x[:part]), y[:part]) * (part / n)).backward()
-        if part < n:
-            instrument.close_group()
-            (F.cross_entropy(model(x[part:]), y[part:]) * (1 - part / n)).backward()
-        statistics = instrument.finish(n)
-        optimizer.step()
-        optimizer.zero_grad()
-        return statistics
-
-    return run
-
-
-def interleaved(runs: dict[str, Run], rounds: int, steps: int) -> dict[str, list[float]]:
-    """Time all runs in turn, each round in another order.
-
-    Args:
-        runs: What to time, by name.
-        rounds: How often.
-        steps: Calls that are timed together.
-
-    Returns:
-        Seconds per call, one number a round.
-    """
-    names = list(runs)
-    for name in names:  # the first measured steps verify and make trial runs; so do steps 5 and 9, rarely met later
-        for _ in range(9):
-            runs[name]()
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            started = time.perf_counter()
-            for _ in range(steps):
-                runs[name]()
-            times[name].append((time.perf_counter() - started) / steps)
-    return times
 
 
 def error_of_variance(work: Workload) -> float:
