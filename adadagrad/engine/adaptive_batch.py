@@ -29,6 +29,7 @@ from adadagrad.engine.run_log import RunLog
 from adadagrad.engine.saving import engine_state, restore_engine
 from adadagrad.engine.step import Step
 from adadagrad.policies.bounds import check_bounds
+from adadagrad.statistics.compiled import compiled_modules, let_batch_size_vary
 
 
 class AdaptiveBatch:
@@ -137,7 +138,7 @@ class AdaptiveBatch:
         self._skipped_in_a_row = 0
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._started = time.perf_counter()
-        self._begun = False
+        self._begun = self._compiled = False
         self._step: Step | None = None
         self._log = RunLog(log_dir)
         self._checkpoint_every, self._last_checkpoint = checkpoint_every, 0
@@ -161,6 +162,7 @@ class AdaptiveBatch:
                 "or leave that loop"
             )
         self._begin()
+        self._compiled = bool(compiled_modules(self.model))
         try:
             while self.samples_seen < self.total_samples:
                 self._started = time.perf_counter()
@@ -193,7 +195,9 @@ class AdaptiveBatch:
             An iterator over batches of these sizes.
         """
         batches = self._assembler.take(sizes)
-        return batches if self._device.type == "cpu" else (map_leaves(self._moved, (batch,)) for batch in batches)
+        if self._device.type == "cpu" and not self._compiled:
+            return batches
+        return (map_leaves(self._moved, (batch,)) for batch in batches)
 
     def abandon(self, step: Step) -> None:
         """Undo a step that is not finished: forget its gradient and let its examples come again; for `Step`.
@@ -293,4 +297,5 @@ class AdaptiveBatch:
 
     def _moved(self, path: tuple[str, ...], leaves: Sequence[Any]) -> Any:
         leaf = leaves[0]
-        return leaf.to(self._device, non_blocking=True) if isinstance(leaf, Tensor) else leaf
+        moved = leaf.to(self._device, non_blocking=True) if isinstance(leaf, Tensor) else leaf
+        return let_batch_size_vary(moved) if self._compiled else moved

@@ -45,6 +45,11 @@ class AbstractInstrument(abc.ABC):
     seconds: float
     """Wall-clock seconds spent measuring so far; on an accelerator the time to launch the work."""
 
+    @property
+    @abc.abstractmethod
+    def compiled(self) -> str:
+        """Which micro-batches of a compiled model run its compiled code, in one line; empty if nothing is compiled."""
+
     @abc.abstractmethod
     def micro_batch(
         self, num_examples: int | None = None, coefficients: Coefficients = None

@@ -16,6 +16,7 @@ from adadagrad.core.records import GradientStatistics
 from adadagrad.statistics import coverage
 from adadagrad.statistics.accounting import Accounting
 from adadagrad.statistics.base import AbstractInstrument, Coefficients, Request
+from adadagrad.statistics.compiled import how_it_runs, uncompiled
 from adadagrad.statistics.example_step import ExampleStep, example_weights
 from adadagrad.statistics.examples import Examples
 from adadagrad.statistics.layout import Layout
@@ -51,6 +52,11 @@ class ExampleInstrument(AbstractInstrument):
         """Parameters that the model is rerun for, by qualified name."""
         return self._accounting.fallback
 
+    @property
+    def compiled(self) -> str:
+        """How a compiled model runs; see `AbstractInstrument.compiled`."""
+        return how_it_runs(self.model, "uncompiled")
+
     @contextmanager
     def micro_batch(self, num_examples: int | None = None, coefficients: Coefficients = None) -> Iterator[None]:
         """Measure the forward and backward inside; see `AbstractInstrument.micro_batch`."""
@@ -77,21 +83,22 @@ class ExampleInstrument(AbstractInstrument):
         )
         self._parameters = parameters
         marks = {} if first else coverage.mark_gradients(parameters.values())
-        forwards = recorder.forwards()
-        step = self._step = ExampleStep() if self._step is None else self._step
-        before: dict[str, Tensor | None] = {}
-        if self.fallback and not first:
-            with step.part.protect():
-                before = {name: None if p.grad is None else p.grad.clone() for name, p in self.fallback.items()}
-        self.seconds += time.perf_counter() - started
-        try:
-            with patched_forwards(forwards):
-                yield
-        except BaseException:
-            self.discard()
-            raise
-        finally:
-            recorder.close()
+        with uncompiled(survey.compiled):
+            forwards = recorder.forwards()
+            step = self._step = ExampleStep() if self._step is None else self._step
+            before: dict[str, Tensor | None] = {}
+            if self.fallback and not first:
+                with step.part.protect():
+                    before = {name: None if p.grad is None else p.grad.clone() for name, p in self.fallback.items()}
+            self.seconds += time.perf_counter() - started
+            try:
+                with patched_forwards(forwards), recorder.entrance:
+                    yield
+            except BaseException:
+                self.discard()
+                raise
+            finally:
+                recorder.close()
         started = time.perf_counter()
         with step.part.protect():
             recorder.gather()

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from adadagrad.core.errors import UncoveredParameter
+from adadagrad.statistics.compiled import compiled_modules, uncompiled
 from adadagrad.statistics.rules.base import CHUNK_BYTES
 from adadagrad.statistics.trials import untouched
 
@@ -119,6 +120,7 @@ def rerun_gradients(
         try:
             with ExitStack() as stack:
                 stack.enter_context(untouched(model))
+                stack.enter_context(uncompiled(compiled_modules(model)))
                 for autocast in autocasts:
                     stack.enter_context(autocast)
                 found = rerun(inputs, [g[part] for g in gradients])

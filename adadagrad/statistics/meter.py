@@ -68,6 +68,11 @@ class GradientMeter:
         self._context: AbstractContextManager[None] | None = None
         self._open = False
 
+    @property
+    def compiled(self) -> str:
+        """Which micro-batches of a compiled model run its compiled code, in one line; empty if nothing is compiled."""
+        return self._instrument.compiled
+
     def __enter__(self) -> GradientMeter:
         if self._open:
             raise StepError(

@@ -15,6 +15,7 @@ from adadagrad.core.errors import AdadagradError, InvalidMeasurement, StepError
 from adadagrad.core.vectors import refuse_sparse
 from adadagrad.statistics.calibration import Calibration
 from adadagrad.statistics.calls import SEVERAL_BACKWARDS, in_backward
+from adadagrad.statistics.compiled import EagerUntilCalled
 from adadagrad.statistics.fallback import ModelCall
 from adadagrad.statistics.forward_state import ForwardState
 from adadagrad.statistics.intake import Intake
@@ -58,6 +59,8 @@ class Recorder:
         self.intake = Intake(keep_all=keep_all)
         """What the backward brought."""
         self.model_calls: list[ModelCall] = []
+        self.entrance = EagerUntilCalled()
+        """Holds compiled code around the model back until its forward begins."""
         self._model, self._survey, self._layout, self._n = model, survey, layout, num_examples
         self._watch_model, self._calibrate, self._fuse = watch_model, calibrate, fuse
         self._raw = {p: key for p, key in survey.raw.items() if p not in excluded}
@@ -133,8 +136,10 @@ class Recorder:
                 f"the backward left out {', '.join(lost) or 'the measurement'}: call loss.backward() without inputs="
             )
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _forward(self, inner: Forward, *args: Any, **kwargs: Any) -> Any:
         """Return the model's output; what replaces its forward."""
+        self.entrance.release()
         if not torch.is_grad_enabled() or self.intake.failure is not None:
             return self._state.run(inner, args, kwargs)
         if self.intake.started and not in_backward():

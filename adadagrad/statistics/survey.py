@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from adadagrad.statistics.broadcast import RAW, CallKey
+from adadagrad.statistics.compiled import is_compiled
 from adadagrad.statistics.coverage import is_batch_coupled
 from adadagrad.statistics.rules import AbstractRule, AbstractWholeRule, find_rule, find_whole
 from adadagrad.statistics.rules.base import own_parameters
@@ -28,6 +29,7 @@ class Survey:
         raw: Trainable parameters that belong to none of `layers`, with their keys.
         coupled: The first module that mixes examples, by name; None where none does.
         replaced: Name and module wherever `forward` is set on the instance.
+        compiled: Modules that `torch.compile` has wrapped or compiled in place.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -36,6 +38,7 @@ class Survey:
     raw: dict[nn.Parameter, CallKey]
     coupled: tuple[str, nn.Module] | None
     replaced: list[tuple[str, nn.Module]]
+    compiled: list[nn.Module]
 
     @classmethod
     def of(cls, model: nn.Module) -> Survey:
@@ -51,12 +54,15 @@ class Survey:
         layers: list[tuple[str, nn.Module, AbstractRule[Any]]] = []
         whole: list[tuple[str, nn.Module, AbstractWholeRule[Any]]] = []
         replaced: list[tuple[str, nn.Module]] = []
+        compiled: list[nn.Module] = []
         coupled: tuple[str, nn.Module] | None = None
         known: set[nn.Parameter] = set()
         ruled: set[nn.Parameter] = set()
         for name, module in model.named_modules():
             if "forward" in module.__dict__:
                 replaced.append((name, module))
+            if is_compiled(module):
+                compiled.append(module)
             if not module._parameters and not module._modules:
                 continue
             if coupled is None and is_batch_coupled(module):
@@ -74,7 +80,7 @@ class Survey:
                 layers.append((name, module, rule))
                 ruled.update(trained.values())
         raw = {p: (name, RAW) for name, p in parameters.items() if p not in ruled}
-        return cls(parameters, layers, whole, raw, coupled, replaced)
+        return cls(parameters, layers, whole, raw, coupled, replaced, compiled)
 
 
 def _whole_rule(module: nn.Module, model: nn.Module) -> AbstractWholeRule[Any] | None:

@@ -5,14 +5,14 @@ output gradient through untouched and returns ``collect(x, grad_y)`` as the grad
 these over all layers, so that after the backward ``leaf.grad`` holds the sum. The numbers live in the graph and
 die with it: no module hooks, no state on modules, right in front of in-place activations.
 
-This is the one place of the library where anything is patched: `patched_forwards` sets `forward` on module
-instances and takes it off again, also on error.
+This is the one place of the library where anything is patched: `patched` sets an attribute (`forward`, and what
+`compiled.py` asks for) on module instances and takes it off again, also on error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -109,24 +109,37 @@ class ManyTap(torch.autograd.Function):
 
 
 @contextmanager
-def patched_forwards(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
-    """Replace `forward` on module instances, and restore every one, also on error.
+def patched(attribute: str, values: Mapping[nn.Module, Any]) -> Iterator[None]:
+    """Set an attribute on module instances, and restore every one, also on error.
 
     Args:
-        forwards: The new forward of each module.
+        attribute: Its name, one that modules have from their class too.
+        values: The new value for each module.
 
     Yields:
         Nothing; the patch holds inside the context.
     """
     previous: dict[nn.Module, Any] = {}
     try:
-        for module, forward in forwards.items():
-            previous[module] = module.__dict__.get("forward")
-            module.__dict__["forward"] = forward
+        for module, value in values.items():
+            previous[module] = module.__dict__.get(attribute)
+            module.__dict__[attribute] = value
         yield
     finally:
         for module, old in previous.items():
             if old is None:
-                module.__dict__.pop("forward", None)
+                module.__dict__.pop(attribute, None)
             else:
-                module.__dict__["forward"] = old
+                module.__dict__[attribute] = old
+
+
+def patched_forwards(forwards: Mapping[nn.Module, Forward]) -> AbstractContextManager[None]:
+    """Replace `forward` on module instances, and restore every one, also on error.
+
+    Args:
+        forwards: The new forward of each module.
+
+    Returns:
+        A context in which the patch holds.
+    """
+    return patched("forward", forwards)

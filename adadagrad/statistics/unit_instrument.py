@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from adadagrad.core.errors import InvalidArgument, InvalidMeasurement, StepError
 from adadagrad.core.records import GradientStatistics
 from adadagrad.statistics.base import AbstractInstrument, Coefficients, Request
+from adadagrad.statistics.compiled import how_it_runs
 from adadagrad.statistics.coverage import refuse_leftovers
 from adadagrad.statistics.planner import RATES, LayerSize, StepSize, plain_seconds
 from adadagrad.statistics.unit_step import UnitStep
@@ -31,6 +32,11 @@ class UnitInstrument(AbstractInstrument):
         self.model, self.request, self.seconds = model, request, 0.0
         self._step: UnitStep | None = None
         self._inside = False
+
+    @property
+    def compiled(self) -> str:
+        """How a compiled model runs; see `AbstractInstrument.compiled`."""
+        return how_it_runs(self.model, "compiled")
 
     @contextmanager
     def micro_batch(self, num_examples: int | None = None, coefficients: Coefficients = None) -> Iterator[None]:
