@@ -94,13 +94,16 @@ def agree(left: Any, right: Any, m: int) -> bool:
 def untouched(model: nn.Module) -> Iterator[None]:
     """Put buffers and random states (torch's, Python's, NumPy's) back, whatever a forward in training mode does.
 
+    So too the tables of embeddings with `max_norm`, whose lookups shorten the rows that they find too long.
+
     Args:
         model: The model.
 
     Yields:
         Nothing. The fused path of attention, which skips the layers, is off inside.
     """
-    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    tables = (m.weight for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.max_norm)
+    saved = [(tensor, tensor.detach().clone()) for tensor in (*model.buffers(), *tables)]
     fast = torch.backends.mha.get_fastpath_enabled()
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     python, numpy = random.getstate(), sys.modules.get("numpy")
@@ -116,9 +119,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
         if numpy is not None:
             numpy.random.set_state(numbers)
         with torch.no_grad():
-            for buffer, value in saved:
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
+            for tensor, value in saved:
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
 
 
 def grown_dim(shape: torch.Size, longer: torch.Size, rows: int) -> int | None:
