@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, saved_tensors_hooks
 
-from adadagrad.core.errors import BatchCoupledModule, InvalidMeasurement
+from adadagrad.core.errors import AdadagradError, BatchCoupledModule, InvalidMeasurement
 from adadagrad.statistics.broadcast import CallKey
+from adadagrad.statistics.calls import NESTED
 from adadagrad.statistics.layout import EVERY, Layout
 from adadagrad.statistics.meetings import find_meetings
 from adadagrad.statistics.places import PlaceTrials
@@ -70,6 +71,7 @@ class Calibration:
             y: Its output.
             rows: Examples in this run.
         """
+        _refuse_nested(x, y)
         prints = {dim: Fingerprint.of(x, dim) for dim, size in enumerate(x.shape) if size == rows}
         self._run[key] = _Seen(x.shape, y.shape, prints)
         self._nodes[key] = (y.grad_fn, y.shape)
@@ -92,6 +94,7 @@ class Calibration:
             outputs: Its outputs, likewise.
             rows: Examples in this run.
         """
+        _refuse_nested(*arguments, *outputs)
         self._places.note(key, arguments, outputs, rows)
         inputs, made = (sum(v.numel() for v in vs if isinstance(v, Tensor)) for vs in (arguments, outputs))
         width = next((v.shape[-1] for v in outputs if isinstance(v, Tensor) and v.dim() > 1), 1)
@@ -113,8 +116,9 @@ class Calibration:
             raw: Parameters that no layer with a rule owns, with their keys.
 
         Raises:
-            InvalidMeasurement: The model does not run on these examples.
+            InvalidMeasurement: The model does not run on these examples, or makes nested tensors of them.
             BatchCoupledModule: An example's output depends on another example.
+            AdadagradError: Whatever of this `note` or `note_whole` has raised.
         """
         m, other = rows_to_try((args, kwargs), n)
         extras = ([0], [other], [0, 0]) if other is not None else ([0], [0, 0])
@@ -127,6 +131,8 @@ class Calibration:
             try:
                 with untouched(self._model), torch.no_grad():
                     outputs.append(forward(len(rows), some_args, some_kwargs))
+            except AdadagradError:
+                raise
             except Exception as error:
                 raise InvalidMeasurement(
                     f"the batch dimension could not be found: the model fails on {len(rows)} examples made from a "
@@ -178,6 +184,11 @@ class Calibration:
 
         with contextlib.suppress(Exception):
             self._layout.meetings.update(find_meetings(run, raw, m))
+
+
+def _refuse_nested(*values: Any) -> None:
+    if any(isinstance(value, Tensor) and value.is_nested for value in values):
+        raise InvalidMeasurement(NESTED)
 
 
 def _itself(tensor: Tensor) -> Tensor:

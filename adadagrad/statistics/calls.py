@@ -18,6 +18,11 @@ SEVERAL_BACKWARDS = (
 
 UNSEEN_PATH = "the model's forward took a path that has not been seen before"
 
+NESTED = (
+    "nested tensors cannot be measured example by example: give the model padded tensors with a mask, or use "
+    "estimator=MicroBatch()"
+)
+
 CREATE_GRAPH = "a backward with create_graph=True cannot be measured: use MicroBatch()"
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adadagrad.core.errors import InvalidMeasurement
-from adadagrad.statistics.calls import CREATE_GRAPH, SEVERAL_BACKWARDS, KeptCall, LayerCall
+from adadagrad.statistics.calls import CREATE_GRAPH, NESTED, SEVERAL_BACKWARDS, KeptCall, LayerCall
 from adadagrad.statistics.rules.whole import RecordedCall
 
 
@@ -129,6 +129,8 @@ class Intake:
         """Keep the call for parameters that must wait for other calls; return the squares of the others."""
         self.admit(call, call.name, intact=x is not None)
         assert x is not None
+        if gy.is_nested:
+            raise InvalidMeasurement(NESTED)
         self.counted.update(call.parameters.values())
         if call.dims != (0, 0):
             x, gy = x.movedim(call.dims[0], 0), gy.movedim(call.dims[1], 0)

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from adadagrad.core.errors import AdadagradError, InvalidMeasurement, StepError
 from adadagrad.core.vectors import refuse_sparse
 from adadagrad.statistics.calibration import Calibration
-from adadagrad.statistics.calls import SEVERAL_BACKWARDS, in_backward
+from adadagrad.statistics.calls import NESTED, SEVERAL_BACKWARDS, in_backward
 from adadagrad.statistics.compiled import EagerUntilCalled
 from adadagrad.statistics.fallback import ModelCall
 from adadagrad.statistics.forward_state import ForwardState
@@ -162,6 +162,9 @@ class Recorder:
         simple = not kwargs and all(isinstance(argument, Tensor) for argument in args)
         leaves = args if simple else tree_leaves((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim() > 0]
+        if any(t.is_nested for t in tensors):
+            self.intake.fail(InvalidMeasurement(NESTED))
+            return
         if self._n is None and tensors:
             self._n = tensors[0].shape[0]
         if self._n is None or not any(t.shape[0] == self._n for t in tensors):

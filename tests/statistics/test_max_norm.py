@@ -1,7 +1,7 @@
 """Embeddings with `max_norm`, whose lookups shorten rows of the table in place.
 
-A row is shortened by its own norm alone, before anything is looked up, so an example finds the same rows by itself as in
-the batch: the gradients per example exist, and the rule for embeddings counts them. (Where an output head reads the
+A row is shortened by its own norm alone, before anything is looked up, so an example finds the same rows by itself as
+in the batch: the gradients per example exist, and the rule for embeddings counts them. (Where an output head reads the
 whole table, they are the gradients at the table as the batch's lookup has left it.) Shortening again changes a row once
 more, by rounding, so trial runs and reruns put the table back.
 """
