@@ -36,6 +36,10 @@ class GradientMeter:
     `statistics`, before clipping and before `zero_grad`. For accumulation over several micro-batches use
     `micro_batch` with the weights. The gradients in `.grad` are not changed, and nothing stays on the model.
 
+    The rows of the model's first tensor argument are the examples. Inside the model they may lie in any dimension, but
+    a model that is itself given (positions, examples, ...) is refused where it mixes positions, and where it does not,
+    every position counts as an example: give it (examples, positions, ...) and let it transpose.
+
     Args:
         model: The module whose trainable parameters are measured.
         estimator: `PerExample`, `MicroBatch`, or ``"auto"``.
