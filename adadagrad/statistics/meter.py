@@ -119,11 +119,15 @@ class GradientMeter:
                 self._open = False
                 raise
 
-    def statistics(self, num_examples: int | None = None) -> GradientStatistics:
+    def statistics(self, num_examples: int | None = None, scale: float = 1.0) -> GradientStatistics:
         """Return the statistics of everything measured since the last call.
+
+        With a gradient scaler: ``meter.micro_batch(coefficients=scaler.get_scale() / b)`` around the scaled loss's
+        backward, then ``scaler.unscale_(optimizer)`` and ``meter.statistics(scale=1 / scaler.get_scale())``.
 
         Args:
             num_examples: b, examples averaged into `.grad`; None means the measured ones.
+            scale: Factor by which `.grad` has been multiplied since the backward; dimensionless.
 
         Returns:
             The four numbers; V is NaN where fewer than two units were measured.
@@ -132,4 +136,4 @@ class GradientMeter:
             InvalidMeasurement: Nothing was measured, or the measurement failed.
         """
         self._open = False
-        return self._instrument.finish(num_examples)
+        return self._instrument.finish(num_examples, scale=scale)
