@@ -86,7 +86,8 @@ class Fused(torch.autograd.Function):
                 gradients, squares, seconds = _add_up(call, parts)
             except Exception:  # out of memory, most likely: the ordinary way needs less
                 gradients = squares = None
-        share = ctx.deliver(x, gy, squares, seconds)
+        # What is kept of x must not hold its graph, which holds the taps, which hold what is kept.
+        share = ctx.deliver(x.detach(), gy, squares, seconds)
         if gradients is None:
             dx, gradients = _ordinary(call, x, gy, wants_x=wants_x)
         return dx, share, None, None, *gradients
