@@ -22,6 +22,7 @@ from adadagrad.statistics.examples import Examples
 from adadagrad.statistics.layout import Layout
 from adadagrad.statistics.planner import StepSize, measured_seconds, plain_seconds
 from adadagrad.statistics.recorder import Recorder
+from adadagrad.statistics.small_noise import is_small
 from adadagrad.statistics.survey import Survey
 from adadagrad.statistics.taps import patched_forwards
 
@@ -46,6 +47,7 @@ class ExampleInstrument(AbstractInstrument):
         self._accounting = Accounting()
         self._step: ExampleStep | None = None
         self._parameters: dict[str, nn.Parameter] = {}  # of the latest micro-batch
+        self._small_noise = False  # at the last measured step, so that the next one keeps what float64 needs
 
     @property
     def fallback(self) -> dict[str, nn.Parameter]:
@@ -70,6 +72,7 @@ class ExampleInstrument(AbstractInstrument):
         verify = first and self._accounting.due
         self._layout.calibrated &= not verify
         keep_all = verify or self.request.inner_products or self.request.coordinates is not None
+        keep_all |= self._small_noise if first else bool(self._step and self._step.totals)
         recorder = Recorder(
             self.model,
             survey,
@@ -106,7 +109,7 @@ class ExampleInstrument(AbstractInstrument):
             recorder.check(changed)
             counted = recorder.intake.counted - recorder.shared
             self._accounting.cover(parameters, changed, counted, recorder.intake.kept, verify=verify)
-            self._read(step, recorder, before, coefficients)
+            self._read(step, recorder, before, coefficients, first=first and keep_all)
         if first:
             self._accounting.count_step()
         if step.part.failure is not None:
@@ -143,6 +146,7 @@ class ExampleInstrument(AbstractInstrument):
             except InvalidMeasurement:
                 self._accounting.doubt()
                 raise
+        self._small_noise = is_small(statistics.variance_trace, statistics.grad_norm_sq)
         self.seconds += time.perf_counter() - started
         return statistics
 
@@ -165,24 +169,33 @@ class ExampleInstrument(AbstractInstrument):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the batch dimensions and sizes of all layer calls, and what the fallback counts."""
-        return {**self._accounting.state_dict(self.model), **self._layout.state_dict()}
+        learnt = {**self._accounting.state_dict(self.model), **self._layout.state_dict()}
+        return {**learnt, "small_noise": self._small_noise}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what another instrument on the same model has learnt."""
         accounting = Accounting.of(state, self.model)
         if accounting is not None:
             self._accounting, self._layout = accounting, Layout.of(state)
+            self._small_noise = state.get("small_noise", False)
 
     def _gradients(self) -> dict[nn.Parameter, Tensor]:
         return {p: p.grad for p in self._parameters.values() if p.grad is not None}
 
     def _read(
-        self, step: ExampleStep, recorder: Recorder, before: dict[str, Tensor | None], coefficients: Coefficients
+        self,
+        step: ExampleStep,
+        recorder: Recorder,
+        before: dict[str, Tensor | None],
+        coefficients: Coefficients,
+        *,
+        first: bool,
     ) -> None:
         """Turn what the taps delivered into sums over examples."""
         assert recorder.leaf is not None
         examples = Examples(self.model, recorder, self.fallback)
-        step.add(examples, example_weights(coefficients, examples.n, recorder.leaf.device), self.request)
+        weights = example_weights(coefficients, examples.n, recorder.leaf.device)
+        step.add(examples, weights, self.request, self._gradients() if first else None)
         if self.fallback:
             expected = {name: _added(p.grad, before.get(name)) for name, p in self.fallback.items()}
             coverage.check_rerun(examples.rerun_sums, expected, list(self._gradients().values()), examples.types)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +17,7 @@ from adadagrad.statistics.coordinate import coordinate_variances, reduce_ratio
 from adadagrad.statistics.coverage import tolerance
 from adadagrad.statistics.examples import Examples
 from adadagrad.statistics.measured_part import MeasuredPart
+from adadagrad.statistics.small_noise import in_double, needs_double
 from adadagrad.statistics.standard_errors import grad_norm_sq_error
 from adadagrad.statistics.sums import WeightedSums
 
@@ -29,22 +31,34 @@ class ExampleStep:
         kept: Examples with their c_i and the |g_i|^2 of those that count, for inner products.
         square_sums: sum c_i g_ij^2 of every parameter, float64.
         part: Their gradient where the step goes on without measuring.
+        totals: sum c_i g_i of every parameter, float64, where noise is too small for the trained gradient; see
+            `small_noise.py`.
     """
 
     sums: WeightedSums = field(default_factory=WeightedSums)
     kept: list[tuple[Examples, Tensor, Tensor]] = field(default_factory=list)
     square_sums: dict[nn.Parameter, Tensor] = field(default_factory=dict)
     part: MeasuredPart = field(default_factory=MeasuredPart)
+    totals: dict[nn.Parameter, Tensor] = field(default_factory=dict)
 
-    def add(self, examples: Examples, value: float | Tensor, request: Request) -> None:
+    def add(
+        self,
+        examples: Examples,
+        value: float | Tensor,
+        request: Request,
+        gradients: Mapping[nn.Parameter, Tensor] | None,
+    ) -> None:
         """Take in one micro-batch.
 
         Args:
             examples: Its examples.
             value: c_i, one number or float64 (n,); zero-weight rows are not examples.
             request: The numbers wanted.
+            gradients: What `.grad` holds where this is the step's first micro-batch and all its calls are kept.
         """
         squares = examples.square_norms()
+        if self.totals or (gradients is not None and needs_double(value, squares, gradients.values())):
+            squares = in_double(examples, self.totals)
         if isinstance(value, float):
             self.sums.add_equal(value, squares)
             if request.coordinates is None and not request.inner_products:
@@ -102,10 +116,13 @@ class ExampleStep:
         if num_examples is None:
             weight_sq_sum = sums.weight_sq / sums.weight**2
         inner = sums.inner_product_variance() if request.inner_products else None
+        norm_sq = s if self.part.norm_sq is None else self.part.norm_sq
+        if self.totals:
+            norm_sq = float(squared_norm(list(self.totals.values()))) * (1.0 if part else scale**2)
         return GradientStatistics(
             num_examples=b,
             grad_norm_sq=s,
-            variance_trace=sums.variance_trace(s if self.part.norm_sq is None else self.part.norm_sq),
+            variance_trace=sums.variance_trace(norm_sq),
             inner_product_variance=inner,
             coordinate_ratio=ratio,
             num_units=sums.units,
@@ -131,7 +148,9 @@ class ExampleStep:
         self, gradients: dict[nn.Parameter, Tensor], request: Request, sums: WeightedSums, scale: float
     ) -> float | None:
         assert request.coordinates is not None
-        group = self.part.gradients or gradients
+        group: Mapping[nn.Parameter, Tensor] = self.part.gradients or gradients
+        if self.totals:
+            group = {p: scale * total for p, total in self.totals.items()}
         order = [p for p in gradients if p in self.square_sums or p in group]
         square_sums = [scale * self.square_sums.get(p, torch.zeros_like(p, dtype=torch.float64)) for p in order]
         variances = coordinate_variances(square_sums, [group.get(p, torch.zeros_like(p)) for p in order], sums)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from copy import copy
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,9 @@ class Examples:
         self.rerun_sums: dict[str, Tensor] = {}
         """sum_i c_i g_i of the fallback's parameters, after `square_norms`."""
         self._uses: dict[nn.Parameter, list[tuple[KeptCall, str]]] = defaultdict(list)
+        self._find_uses()
+
+    def _find_uses(self) -> None:
         for entry in self._kept:
             for name, p in entry.call.parameters.items():
                 if p not in self._excluded:
@@ -70,6 +74,34 @@ class Examples:
                 total[part] += squares_per_example(gradient)
                 self.rerun_sums[name] = self.rerun_sums.get(name, torch.tensor(0.0)) + gradient.sum(0)
         return total
+
+    @property
+    def device(self) -> torch.device:
+        """Where the numbers per example are."""
+        return self._leaf.device
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters that the kept calls count."""
+        return list(self._uses)
+
+    def pieces_in_double(self) -> Iterator[tuple[slice, Examples]]:
+        """Yield the kept calls with their tensors in float64, a few examples at a time, without the fallback."""
+        size = 8 * sum((entry.x.numel() + entry.gy.numel()) // self.n for entry in self._kept)
+        for part in chunks(self.n, size):
+            few = copy(self)
+            few._leaf, few._fallback, few._uses = self._leaf.detach()[part], {}, defaultdict(list)
+            few.n = len(few._leaf)
+            few._kept = [
+                KeptCall(entry.call, _wide(entry.x[part]), _wide(entry.gy[part]), entry.names) for entry in self._kept
+            ]
+            few._find_uses()
+            yield part, few
+
+    def rerun(self) -> Iterator[tuple[slice, dict[nn.Parameter, Tensor]]]:
+        """Yield the fallback's per-example gradients, a few examples at a time."""
+        for part, gradients in self._rerun():
+            yield part, {self._fallback[name]: gradient for name, gradient in gradients.items()}
 
     def inner_products(self, directions: Mapping[nn.Parameter, Tensor]) -> Tensor:
         """Return <c_i g_i, direction> over all parameters, float64 (n,).
@@ -133,6 +165,10 @@ class Examples:
                 part,
                 {name: sum((piece[1][name] for piece in pieces), torch.tensor(0.0)) for name in pieces[0][1]},
             )
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.double() if values.is_floating_point() else values
 
 
 def _square_sum(gradient: Tensor, row_factors: Tensor) -> Tensor:
