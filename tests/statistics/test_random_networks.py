@@ -1,6 +1,6 @@
 """Random small networks of the supported layers: all four numbers equal the loop over examples to 1e-10.
 
-Always 30 networks; 600 with ADADAGRAD_SLOW=1.
+Always 45 networks; 600 with ADADAGRAD_SLOW=1.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from adadagrad.statistics import PerExample
 from tests.oracles import example_gradients, naive_statistics
 from tests.statistics.checking import BLOCKS, EVERYTHING, NORMS, assert_close, losses_of, measure_once
 
-EXAMPLES = 600 if os.environ.get("ADADAGRAD_SLOW") else 30
+EXAMPLES = 600 if os.environ.get("ADADAGRAD_SLOW") else 45
 Draw = Callable[[st.SearchStrategy], object]
 
 
@@ -43,11 +43,11 @@ class Flip(nn.Module):
 
 
 class Recurrence(nn.Module):
-    """A GRU's outputs, added to what it is given."""
+    """A recurrent layer's outputs, added to what it is given."""
 
-    def __init__(self, width: int, *, first: bool) -> None:
+    def __init__(self, width: int, kind: type[nn.Module], depth: int, *, first: bool) -> None:
         super().__init__()
-        self.layer = nn.GRU(width, width, batch_first=first)
+        self.layer = kind(width, width, depth, batch_first=first)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layer(x)[0]
@@ -75,21 +75,46 @@ class Unknown(nn.Module):
         return torch.sin(x @ self.turn) * self.gain
 
 
-def pair(draw: Draw, low: int, high: int) -> tuple[int, int]:
-    return draw(st.integers(low, high)), draw(st.integers(low, high))
+class Pair(nn.Module):
+    """A bilinear layer on what it is given and a part of it."""
+
+    def __init__(self, width: int, outputs: int, *, bias: bool) -> None:
+        super().__init__()
+        self.layer, self.part = nn.Bilinear(width, max(1, width - 1), outputs, bias=bias), max(1, width - 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x, x[..., : self.part])
 
 
-def convolution(draw: Draw, channels: int) -> tuple[nn.Module, int]:
+class Cells(nn.Module):
+    """A recurrent cell written out over positions, its last state added to every position."""
+
+    def __init__(self, width: int, kind: type[nn.Module]) -> None:
+        super().__init__()
+        self.cell = kind(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = None
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+        return x + (state[0] if isinstance(state, tuple) else state)[:, None]
+
+
+def sizes(draw: Draw, dims: int, low: int, high: int) -> tuple[int, ...]:
+    return tuple(draw(st.integers(low, high)) for _ in range(dims))
+
+
+def convolution(draw: Draw, channels: int, dims: int) -> tuple[nn.Module, int]:
     groups = draw(st.sampled_from([g for g in (1, 2, 3) if channels % g == 0]))
     outputs = groups * draw(st.integers(1, 3))
     mode = draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
-    layer = nn.Conv2d(
+    layer = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1](
         channels,
         outputs,
-        pair(draw, 1, 3),
-        stride=pair(draw, 1, 2),
-        padding=pair(draw, 0, 1),
-        dilation=pair(draw, 1, 2),
+        sizes(draw, dims, 1, 3),
+        stride=sizes(draw, dims, 1, 2),
+        padding=sizes(draw, dims, 0, 1),
+        dilation=sizes(draw, dims, 1, 2),
         groups=groups,
         bias=draw(st.booleans()),
         padding_mode=mode,
@@ -97,25 +122,64 @@ def convolution(draw: Draw, channels: int) -> tuple[nn.Module, int]:
     return layer, outputs
 
 
+def transposed(draw: Draw, channels: int, dims: int) -> tuple[nn.Module, int]:
+    groups = draw(st.sampled_from([g for g in (1, 2) if channels % g == 0]))
+    outputs = groups * draw(st.integers(1, 2))
+    kind = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[dims - 1]
+    stride = sizes(draw, dims, 1, 2)
+    more = tuple(draw(st.integers(0, k - 1)) for k in stride)
+    return kind(channels, outputs, sizes(draw, dims, 2, 3), stride, sizes(draw, dims, 0, 1), more, groups), outputs
+
+
 def images(draw: Draw, n: int) -> tuple[nn.Module, Tensor]:
-    channels = draw(st.integers(1, 3))
-    x = torch.randn(n, channels, draw(st.integers(14, 16)), draw(st.integers(14, 16)), dtype=torch.float64)
+    """Convolutions over one, two or three dimensions."""
+    dims, channels = draw(st.sampled_from([1, 2, 2, 3])), draw(st.integers(1, 3))
+    x = torch.randn(n, channels, *sizes(draw, dims, 14 - 3 * (dims == 3), 16 - 4 * (dims == 3)), dtype=torch.float64)
     layers: list[nn.Module] = []
-    for _ in range(draw(st.integers(1, 2))):
-        layer, channels = convolution(draw, channels)
+    for _ in range(draw(st.integers(1, 2 if dims < 3 else 1))):
+        layer, channels = convolution(draw, channels, dims)
         layers.append(layer)
+        if draw(st.integers(0, 2)) == 0:
+            layer, channels = transposed(draw, channels, dims)
+            layers.append(layer)
         if draw(st.integers(0, 3)) == 0:
-            outputs = draw(st.integers(1, 3))
-            layers.append(nn.ConvTranspose2d(channels, outputs, pair(draw, 1, 3), pair(draw, 1, 2)))
-            channels = outputs
-        if draw(st.integers(0, 3)) == 0:
-            layers.append(nn.InstanceNorm2d(channels, affine=True))
+            kinds = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+            layers.append(kinds[dims - 1](channels, affine=True))
         if draw(st.booleans()):
             groups = draw(st.sampled_from([g for g in (1, 2, 3) if channels % g == 0]))
             layers.append(nn.GroupNorm(groups, channels))
         layers.append(draw(st.sampled_from([nn.Tanh(), nn.GELU(), nn.SiLU(inplace=True), nn.PReLU(channels)])))
-    layers += [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * channels, 3)]
+    pool = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[dims - 1](2)
+    layers += [pool, nn.Flatten(), nn.Linear(2**dims * channels, 3)]
     return Steps(layers, list(range(len(layers)))), x
+
+
+def bags(draw: Draw, n: int) -> tuple[nn.Module, Tensor]:
+    """A bag of tokens or a vector for each example, and layers of one position."""
+    width = draw(st.integers(2, 5))
+    layers: list[nn.Module] = []
+    if tokens := draw(st.booleans()):
+        mode, padding = draw(st.sampled_from(["sum", "mean", "max"])), draw(st.sampled_from([None, 1]))
+        layers.append(nn.EmbeddingBag(7, width, mode=mode, padding_idx=padding))
+    for _ in range(draw(st.integers(1, 3))):
+        kind = draw(st.sampled_from(["linear", "bilinear", "norm", "unknown", "prelu"]))
+        bias = draw(st.booleans())
+        if kind == "linear":
+            layers.append(nn.Linear(width, width, bias=bias))
+        elif kind == "bilinear":
+            layers.append(Pair(width, width, bias=bias))
+        elif kind == "norm":
+            layers.append(draw(st.sampled_from([nn.LayerNorm, nn.RMSNorm]))(width))
+        else:
+            layers.append(Unknown(width) if kind == "unknown" else nn.PReLU(width))
+        layers.append(nn.Tanh())
+    order = list(range(len(layers)))
+    order += order[int(tokens) :] if draw(st.booleans()) else []
+    layers.append(nn.Linear(width, 2))
+    order.append(len(layers) - 1)
+    length = draw(st.integers(1, 4))
+    x = torch.randint(0, 7, (n, length)) if tokens else torch.randn(n, width, dtype=torch.float64)
+    return Steps(layers, order), x
 
 
 def sequences(draw: Draw, n: int) -> tuple[nn.Module, Tensor]:
@@ -126,11 +190,19 @@ def sequences(draw: Draw, n: int) -> tuple[nn.Module, Tensor]:
     if flipped := draw(st.booleans()):
         layers.append(Flip())
     for _ in range(draw(st.integers(1, 3))):
-        kind = draw(st.sampled_from(["linear", "layer norm", "rms norm", "recurrence", "attention", "unknown"]))
+        kinds = ["linear", "layer norm", "rms norm", "recurrence", "attention", "unknown", "bilinear", "cell"]
+        kind = draw(st.sampled_from(kinds))
         if kind == "linear":
             layers.append(nn.Linear(width, width, bias=draw(st.booleans())))
-        elif kind in {"recurrence", "attention"}:
-            layers.append((Recurrence if kind == "recurrence" else SelfAttention)(width, first=not flipped))
+        elif kind == "bilinear":
+            layers.append(Pair(width, width, bias=draw(st.booleans())))
+        elif kind == "recurrence":
+            family, depth = draw(st.sampled_from([nn.RNN, nn.GRU, nn.LSTM])), draw(st.integers(1, 2))
+            layers.append(Recurrence(width, family, depth, first=not flipped))
+        elif kind == "cell" and not flipped:
+            layers.append(Cells(width, draw(st.sampled_from([nn.RNNCell, nn.GRUCell, nn.LSTMCell]))))
+        elif kind == "attention":
+            layers.append(SelfAttention(width, first=not flipped))
         elif kind == "unknown":
             layers.append(Unknown(width))
         else:
@@ -164,14 +236,14 @@ def has_gradients_of_rounding(model: nn.Module, x: Tensor) -> bool:
 
 
 @settings(
-    max_examples=EXAMPLES, deadline=None, derandomize=EXAMPLES == 30, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=EXAMPLES, deadline=None, derandomize=EXAMPLES == 45, suppress_health_check=[HealthCheck.too_slow]
 )
 @given(data=st.data())
 def test_a_random_network_equals_the_loop(data: st.DataObject) -> None:
     draw = data.draw
     n = draw(st.integers(2, 6))
     torch.manual_seed(draw(st.integers(0, 2**16)))
-    model, x = draw(st.sampled_from([images, sequences]))(draw, n)
+    model, x = draw(st.sampled_from([images, sequences, bags]))(draw, n)
     model.double()
     frozen = [p for p in list(model.parameters())[1:] if p.dim() < 2][: draw(st.integers(0, 1))]
     for p in frozen:
