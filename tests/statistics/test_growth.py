@@ -25,6 +25,9 @@ PAGES = Path("/proc/self/statm")
 MEGABYTE = 2**20
 
 
+pytestmark = pytest.mark.timeout(1200)
+
+
 def forward(m: nn.Module, x: Tensor) -> Tensor:
     """Fused layers, a table, a tied weight; and what is there of a layer seen whole and of a gain that needs reruns."""
     h = m.norm(m.tokens(x) + m.table)
