@@ -17,8 +17,8 @@ Three things can be compiled, and each is passed by in its own way:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import Any
 
@@ -56,17 +56,20 @@ def how_it_runs(model: nn.Module, measured: str) -> str:
     return f"measured micro-batches run {measured}, the others compiled: {', '.join(names)}" if names else ""
 
 
-@contextmanager
-def uncompiled(modules: Iterable[nn.Module]) -> Iterator[None]:
+def uncompiled(modules: Collection[nn.Module]) -> AbstractContextManager[None]:
     """Let compiled modules run the code that they were compiled from.
 
     Args:
         modules: Compiled modules.
 
-    Yields:
-        Nothing; they are compiled again afterwards, also on error.
+    Returns:
+        A context; they are compiled again after it, also on error.
     """
-    known = list(modules)
+    return _uncompiled(modules) if modules else nullcontext()
+
+
+@contextmanager
+def _uncompiled(known: Collection[nn.Module]) -> Iterator[None]:
     wrappers: dict[nn.Module, Any] = {m: m._orig_mod.__call__ for m in known if isinstance(m, OptimizedModule)}
     in_place: dict[nn.Module, Any] = {module: None for module in known if module.__dict__.get(_IN_PLACE) is not None}
     with patched("forward", wrappers), patched(_IN_PLACE, in_place):
