@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from adadagrad.core.errors import InvalidMeasurement, UncoveredParameter
 from adadagrad.statistics import PerExample
@@ -118,7 +119,19 @@ def with_gradient(m: nn.Module, args: tuple[Tensor, ...]) -> Tensor:
     return losses_of(m, (args[0].clone().requires_grad_(),))
 
 
+def packed(m: nn.Module, x: Tensor, lengths: Tensor) -> Tensor:
+    """Sequences of unequal length, without their padding."""
+    sequences = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+    return m.head(pad_packed_sequence(m.layer(sequences)[0], batch_first=True, total_length=x.shape[1])[0])
+
+
 EXACT = [
+    Row(
+        "packed sequences",
+        lambda: Composite(packed, layer=nn.LSTM(4, 3, batch_first=True), head=Linear(3, 2)),
+        (floats(6, 5, 4), torch.tensor([5, 3, 4, 1, 2, 5])),
+        True,
+    ),
     Row("adapter", lambda: nn.Sequential(Linear(4, 4), nn.Tanh(), Adapter(Linear(4, 3))), X),
     Row("adapter with dropout", lambda: nn.Sequential(Adapter(Linear(4, 4), dropout=0.4), Linear(4, 2)), SEQUENCE),
     Row("adapter of factors", lambda: nn.Sequential(FactorAdapter(Linear(4, 4)), Linear(4, 3)), SEQUENCE, True),
