@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+RIVALS := .venv-rivals
 
-.PHONY: demo test check lint types architecture doctests bench clean help
+.PHONY: demo test check lint types architecture doctests bench rivals clean help
 
 help:            ## what can be made here
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -42,5 +43,14 @@ doctests: $(STAMP)
 bench: $(STAMP)  ## the timed comparisons, tables on the screen (about ten minutes)
 	$(BIN)/python -m benchmarks.engine
 
+rivals: $(RIVALS)/.installed  ## measuring beside other packages, in an environment of its own (about eight minutes)
+	$(RIVALS)/bin/python -m benchmarks.rivals
+
+$(RIVALS)/.installed: pyproject.toml constraints.txt benchmarks/rivals.txt
+	$(PYTHON) -m venv $(RIVALS)
+	$(RIVALS)/bin/python -m pip install --quiet --constraint constraints.txt --editable . numpy scipy
+	$(RIVALS)/bin/python -m pip install --quiet --no-deps --requirement benchmarks/rivals.txt
+	@touch $@
+
 clean:           ## remove what is generated
-	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(RIVALS) runs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
