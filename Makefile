@@ -43,7 +43,7 @@ doctests: $(STAMP)
 bench: $(STAMP)  ## the timed comparisons, tables on the screen (about ten minutes)
 	$(BIN)/python -m benchmarks.engine
 
-rivals: $(RIVALS)/.installed  ## measuring beside other packages, in an environment of its own (about eight minutes)
+rivals: $(RIVALS)/.installed  ## measuring beside other packages, in an environment of its own (some minutes)
 	$(RIVALS)/bin/python -m benchmarks.rivals
 
 $(RIVALS)/.installed: pyproject.toml constraints.txt benchmarks/rivals.txt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -142,7 +143,9 @@ def attempt(method: Method, work: Workload, x: Tensor, y: Tensor) -> tuple[Step,
         except ModuleNotFoundError as problem:
             raise Unsupported("not installed: make rivals", str(problem)) from problem
         except Exception as problem:  # whatever a package raises is the reason
-            said = [str(w.message) for w in caught if "does not have an extension" in str(w.message)]
+            matches = (re.search(r"extension for Module <class '(\S+)'>", str(w.message)) for w in caught)
+            missing = {match[1] for match in matches if match}
             reason = f"{type(problem).__name__}: {problem}".splitlines()[0]
-            raise Unsupported("not supported", "; ".join([reason, *said[:1]])) from problem
+            said = [f"without an extension: {', '.join(sorted(missing))}"] if missing else []
+            raise Unsupported("not supported", "; ".join([reason, *said])) from problem
     return step, found

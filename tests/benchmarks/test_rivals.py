@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,16 @@ def test_a_failure_is_the_reason() -> None:
     with pytest.raises(Unsupported, match=r"^RuntimeError: no rule for this layer$") as caught:
         attempt(Method(fails), TINY, *TINY.data(4))
     assert caught.value.cell == "not supported"
+
+
+def test_modules_that_a_package_warns_of_are_named() -> None:
+    def fails(*_: Any) -> Any:
+        for name in ("a.Norm", "a.Norm", "a.Block"):
+            warnings.warn(f"batch_l2 does not have an extension for Module <class '{name}'> although", stacklevel=1)
+        raise AttributeError("no attribute 'batch_l2'")
+
+    with pytest.raises(Unsupported, match=r"'batch_l2'; without an extension: a\.Block, a\.Norm$"):
+        attempt(Method(fails), TINY, *TINY.data(4))
 
 
 @pytest.mark.usefixtures("nothing_installed")
