@@ -8,7 +8,8 @@ frees that PyTorch's CPU allocator reports to the profiler (`profile_memory`). I
 machine nor on the habits of malloc or the size of pages, and so repeats to the byte, which resident memory does not. It
 leaves out what does not come from that allocator, mostly scratch space inside oneDNN and MKL. So the growth of resident
 memory stands beside it: VmHWM after ten steps (verifying ones included) minus VmRSS before the first, once everything
-is imported and model, optimizer and data are there (Linux only).
+is imported and model, optimizer and data are there (Linux only). It also grows by what steps leave to Python's garbage
+collector, which comes by only now and then.
 
 "fixed" is model, optimizer state and data, in MB (10^6 bytes) like all else. "plain" is the plain step's peak. "all
 examples" and "default settings" (the first 128 examples, as a micro-batch of their own; all where there are no more)
