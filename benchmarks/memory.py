@@ -38,7 +38,7 @@ import adadagrad as ada
 from adadagrad.statistics.base import Request
 from benchmarks.machine import machine, write_json
 from benchmarks.models import MODELS, Workload
-from benchmarks.statistics import measured, plain
+from benchmarks.steps import measured, plain
 
 DEFAULT_EXAMPLES = ada.Measure().max_examples or sys.maxsize
 WARM_UP = 10

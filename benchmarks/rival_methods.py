@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import adadagrad as ada
-from adadagrad.statistics.sums import WeightedSums
+from adadagrad.statistics.examples import Examples
 from benchmarks.models import GPT, MODELS, Workload
 from benchmarks.rival_steps import Made, Step, backpack_extension, metered, opacus_ghost, opacus_samples, vmapped
 
@@ -37,17 +37,18 @@ REWRITTEN = {"gpt": replace(MODELS["gpt"], build=BatchedPositions)}
 
 
 def recorded_norms(step: Step) -> Tensor:
-    """Run a step of `PerExample` and return the |g_i|^2 that it adds up, read where it adds them."""
+    """Run a step of `PerExample` on equal weights and return its |g_i|^2, read where they are formed."""
     seen: list[Tensor] = []
-    add = WeightedSums.add
+    square_norms = Examples.square_norms
 
-    def reading(sums: WeightedSums, coefficients: Tensor, unit_squares: Tensor) -> None:
-        seen.append(unit_squares)
-        add(sums, coefficients, unit_squares)
+    def reading(examples: Examples) -> Tensor:
+        seen.append(square_norms(examples))
+        return seen[-1]
 
-    with patch.object(WeightedSums, "add", reading):
+    with patch.object(Examples, "square_norms", reading):
         step()
-    return torch.cat(seen)
+    found = torch.cat(seen)
+    return found * len(found) ** 2
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
+from torch.utils.hooks import RemovableHandle
 
 from adadagrad.core.errors import InvalidMeasurement
 from adadagrad.statistics.broadcast import CallKey, Meeting, Use, uses_of
@@ -54,6 +55,7 @@ class SharedTensors:
         self._meetings, self._parameters, self._fail = meetings, parameters, fail
         self._calls: dict[CallKey, _SharedCall] = {}  # of the forward in progress
         self._heard: list[tuple[_SharedCall | CallKey, list[tuple[Use, Tensor]]]] = []  # of all forwards
+        self._hooks: list[RemovableHandle] = []
         self._open = True
 
     def expects(self, key: CallKey) -> bool:
@@ -107,14 +109,18 @@ class SharedTensors:
                 heard: list[tuple[Use, Tensor]] = []
                 self._heard.append((calls.get(key, key), heard))
                 for use, meeting in zip(uses, meetings, strict=True):
-                    use.node.register_prehook(partial(self._hear, use, meeting.dim, heard))
+                    self._hooks.append(use.node.register_prehook(partial(self._hear, use, meeting.dim, heard)))
             elif key in calls:
                 lost.update(calls[key].call.parameters.values())
         return lost
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening, and let go of the graph: a hook that holds its own node is a circle."""
         self._open = False
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._calls.clear()
 
     def kept_calls(self, model: nn.Module) -> list[KeptCall]:
         """Return what was heard, as calls whose examples are known.
@@ -130,7 +136,8 @@ class SharedTensors:
         """
         names = {key: (key[0], p) for p, key in self._parameters.items()}
         kept = []
-        for source, heard in self._heard:
+        heard_all, self._heard = self._heard, []
+        for source, heard in heard_all:
             if not heard:
                 continue
             if isinstance(source, _SharedCall):

@@ -142,3 +142,35 @@ def test_an_engine() -> None:
     objects, memory = growth(step, STEPS // 3)
     assert objects < 30
     assert memory < 8
+
+
+@pytest.mark.parametrize("positions", [False, True], ids=["a table", "a layer that all examples share"])
+def test_no_tensor_waits_for_the_garbage_collector(positions: bool) -> None:
+    """Neither ordinary nor verifying steps make a circle through autograd's graph, which would hold all activations."""
+    model = network()
+    if positions:
+        model.function = lambda m, x: m.head(m.norm(m.tokens(x) + m.places(torch.arange(5)))).transpose(1, 2)
+        model.places = nn.Embedding(5, 6)
+        del model.table, model.layer
+    meter, x = GradientMeter(model, PerExample()), torch.randint(0, 9, (4, 5))
+
+    def alive() -> int:
+        return sum(issubclass(type(o), Tensor) for o in gc.get_objects())
+
+    def step() -> None:
+        with meter:
+            F.cross_entropy(model(x), x).backward()
+        meter.statistics()
+        model.zero_grad()
+
+    for _ in range(2):
+        step()
+    gc.collect()
+    before = alive()
+    gc.disable()
+    try:
+        for _ in range(4):  # of which two verify
+            step()
+        assert alive() == before
+    finally:
+        gc.enable()
