@@ -22,18 +22,24 @@ from adadagrad.statistics.rules.linear import LinearRule
 from adadagrad.statistics.rules.normalization import NormalizationRule
 from adadagrad.statistics.rules.prelu import PReLURule
 from adadagrad.statistics.rules.recurrent import CellRule, RecurrentRule
+from adadagrad.statistics.rules.sketched import AbstractSketch
+from adadagrad.statistics.rules.sketched_convolution import ConvolutionSketch
+from adadagrad.statistics.rules.sketched_linear import LinearSketch
 from adadagrad.statistics.rules.transposed_convolution import TransposedConvolutionRule
 from adadagrad.statistics.rules.whole import AbstractWholeRule
 
 __all__ = [
     "FUSED",
     "RULES",
+    "SKETCHES",
     "WHOLE",
     "AbstractFusedRule",
     "AbstractRule",
+    "AbstractSketch",
     "AbstractWholeRule",
     "find_fused",
     "find_rule",
+    "find_sketch",
     "find_whole",
 ]
 
@@ -62,6 +68,13 @@ FUSED: dict[type[nn.Module], AbstractFusedRule[Any]] = {
     nn.Conv3d: FusedConvolution(),
     nn.LayerNorm: FusedLayerNorm(),
     nn.GroupNorm: FusedGroupNorm(),
+}
+
+SKETCHES: dict[type[nn.Module], AbstractSketch[Any]] = {
+    nn.Linear: LinearSketch(),
+    nn.Conv1d: ConvolutionSketch(),
+    nn.Conv2d: ConvolutionSketch(),
+    nn.Conv3d: ConvolutionSketch(),
 }
 
 WHOLE: dict[type[nn.Module], AbstractWholeRule[Any]] = {
@@ -100,6 +113,12 @@ def find_fused(module: nn.Module) -> AbstractFusedRule[Any] | None:
     """Return the fused rule for a module, or None; found in the same way as its rule."""
     rule: AbstractFusedRule[Any] | None = _find(FUSED, module)
     return rule
+
+
+def find_sketch(module: nn.Module) -> AbstractSketch[Any] | None:
+    """Return the sketch for a module, or None; found in the same way as its rule."""
+    sketch: AbstractSketch[Any] | None = _find(SKETCHES, module)
+    return sketch
 
 
 def find_whole(module: nn.Module, *, outermost: bool = False) -> AbstractWholeRule[Any] | None:

@@ -24,8 +24,19 @@ def gram_is_cheaper(layer: nn.Conv2d, x: Tensor) -> bool:
         layer: The convolution.
         x: Its input (n, C, H, W).
     """
+    costs = gram_cost(layer, x)
+    return costs is not None and 2 * costs[0] < costs[1]
+
+
+def gram_cost(layer: nn.Conv2d, x: Tensor) -> tuple[int, int] | None:
+    """Return what an example costs in this way and directly, in products and sums; None where this way is closed.
+
+    Args:
+        layer: The convolution.
+        x: Its input (n, C, H, W).
+    """
     if layer.groups != 1 or isinstance(layer.padding, str) or layer.padding_mode != "zeros":
-        return False
+        return None
     height, width = (size + 2 * int(pad) for size, pad in zip(x.shape[2:], layer.padding, strict=True))
     kernel = layer.kernel_size[0] * layer.kernel_size[1]
     outputs = 1
@@ -33,7 +44,7 @@ def gram_is_cheaper(layer: nn.Conv2d, x: Tensor) -> bool:
         outputs *= (size - dilation * (k - 1) - 1) // stride + 1
     channels, made = x.shape[1], layer.out_channels
     gram = (height * width) ** 2 * channels + outputs**2 * (made + 8 * kernel)
-    return 2 * gram < outputs * channels * kernel * made
+    return gram, outputs * channels * kernel * made
 
 
 def gram_square_norms(layer: nn.Conv2d, x: Tensor, gy: Tensor) -> Tensor:
