@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         StagedBatch,
     )
     from adadagrad.rates import ConstantSchedule, CosineSchedule, LinearSchedule, StepSchedule
-    from adadagrad.statistics import GradientMeter, MicroBatch, PerExample, statistics_from_units
+    from adadagrad.statistics import GradientMeter, MicroBatch, PerExample, Probe, statistics_from_units
 
 __all__ = [
     "AdaGradNorm",
@@ -53,6 +53,7 @@ __all__ = [
     "NormTest",
     "Observation",
     "PerExample",
+    "Probe",
     "StagedBatch",
     "StepSchedule",
     "__version__",
@@ -76,7 +77,7 @@ _HOMES = {
         "StagedBatch",
     ),
     "rates": ("ConstantSchedule", "CosineSchedule", "LinearSchedule", "StepSchedule"),
-    "statistics": ("GradientMeter", "MicroBatch", "PerExample", "statistics_from_units"),
+    "statistics": ("GradientMeter", "MicroBatch", "PerExample", "Probe", "statistics_from_units"),
 }
 """The same once more for the interpreter, which does not execute the imports above: names by their module."""
 

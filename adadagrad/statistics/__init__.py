@@ -5,6 +5,7 @@ from __future__ import annotations
 from adadagrad.statistics.meter import GradientMeter, choose_estimator
 from adadagrad.statistics.micro_batch import MicroBatch
 from adadagrad.statistics.per_example import PerExample
+from adadagrad.statistics.probe import Probe
 from adadagrad.statistics.reference import statistics_from_units
 
-__all__ = ["GradientMeter", "MicroBatch", "PerExample", "choose_estimator", "statistics_from_units"]
+__all__ = ["GradientMeter", "MicroBatch", "PerExample", "Probe", "choose_estimator", "statistics_from_units"]

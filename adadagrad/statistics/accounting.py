@@ -34,6 +34,11 @@ class Accounting:
         """Whether the next measured step verifies."""
         return self._verify_next or self._measured.bit_count() <= 1
 
+    @property
+    def measured(self) -> int:
+        """Steps measured so far."""
+        return self._measured
+
     def count_step(self) -> None:
         """Take note of a step that is measured."""
         self._measured += 1

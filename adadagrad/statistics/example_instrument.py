@@ -1,4 +1,4 @@
-"""`PerExample` at work: one measured step after the other, on one model."""
+"""`PerExample` and `Probe` at work: one measured step after the other, on one model."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from adadagrad.statistics.examples import Examples
 from adadagrad.statistics.layout import Layout
 from adadagrad.statistics.planner import StepSize, measured_seconds, plain_seconds
 from adadagrad.statistics.recorder import Recorder
+from adadagrad.statistics.sketching import Sketching
 from adadagrad.statistics.small_noise import is_small
 from adadagrad.statistics.survey import Survey
 from adadagrad.statistics.taps import patched_forwards
 
 
 class ExampleInstrument(AbstractInstrument):
-    """`PerExample` at work on one model; see `AbstractInstrument` for the order of calls.
+    """`PerExample` or `Probe` at work on one model; see `AbstractInstrument` for the order of calls.
 
     The steps that verify (see `Accounting`) make trial runs too.
 
@@ -37,12 +38,20 @@ class ExampleInstrument(AbstractInstrument):
         request: The numbers wanted.
         calibrate: Whether to make trial runs before the first measurement.
         fuse: Whether weight gradients may be formed example by example.
+        sketching: How norms are sketched where exact ones cost a product; None for exact norms everywhere.
     """
 
-    def __init__(self, model: nn.Module, request: Request, calibrate: bool = True, fuse: bool = True) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        request: Request,
+        calibrate: bool = True,
+        fuse: bool = True,
+        sketching: Sketching | None = None,
+    ) -> None:
         coverage.refuse_batch_coupled(Survey.of(model).coupled)
         self.model, self.request, self.seconds = model, request, 0.0
-        self._calibrate, self._fuse = calibrate, fuse
+        self._calibrate, self._fuse, self._sketching = calibrate, fuse, sketching
         self._layout = Layout()
         self._accounting = Accounting()
         self._step: ExampleStep | None = None
@@ -72,7 +81,13 @@ class ExampleInstrument(AbstractInstrument):
         verify = first and self._accounting.due
         self._layout.calibrated &= not verify
         keep_all = verify or self.request.inner_products or self.request.coordinates is not None
-        keep_all |= self._small_noise if first else bool(self._step and self._step.totals)
+        step = ExampleStep() if self._step is None else self._step
+        if self._sketching is None:
+            keep_all |= self._small_noise if first else bool(step.totals)
+        else:
+            if step.sketches is None:
+                step.sketches = self._sketching.start(self._accounting.measured)
+            survey = self._sketching.replaced(survey, step.sketches)
         recorder = Recorder(
             self.model,
             survey,
@@ -88,7 +103,7 @@ class ExampleInstrument(AbstractInstrument):
         marks = {} if first else coverage.mark_gradients(parameters.values())
         with uncompiled(survey.compiled):
             forwards = recorder.forwards()
-            step = self._step = ExampleStep() if self._step is None else self._step
+            self._step = step
             before: dict[str, Tensor | None] = {}
             if self.fallback and not first:
                 with step.part.protect():
@@ -109,7 +124,7 @@ class ExampleInstrument(AbstractInstrument):
             recorder.check(changed)
             counted = recorder.intake.counted - recorder.shared
             self._accounting.cover(parameters, changed, counted, recorder.intake.kept, verify=verify)
-            self._read(step, recorder, before, coefficients, first=first and keep_all)
+            self._read(step, recorder, before, coefficients, first=first and keep_all and self._sketching is None)
         if first:
             self._accounting.count_step()
         if step.part.failure is not None:
@@ -124,7 +139,11 @@ class ExampleInstrument(AbstractInstrument):
         if world_size() > 1:
             part.failure = InvalidMeasurement("a measured part of a step needs a single process in this version")
             return
-        part.close(self._gradients(), copy=self.request.coordinates is not None)
+        gradients = self._gradients()
+        part.close(gradients, copy=self.request.coordinates is not None)
+        if self._step.sketches is not None:
+            with part.protect():
+                self._step.sketches.close(gradients)
 
     def finish(
         self, num_examples: int | None = None, weight_sq_sum: float | None = None, scale: float = 1.0

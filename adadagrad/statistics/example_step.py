@@ -17,6 +17,7 @@ from adadagrad.statistics.coordinate import coordinate_variances, reduce_ratio
 from adadagrad.statistics.coverage import tolerance
 from adadagrad.statistics.examples import Examples
 from adadagrad.statistics.measured_part import MeasuredPart
+from adadagrad.statistics.sketches import Sketches
 from adadagrad.statistics.small_noise import in_double, needs_double
 from adadagrad.statistics.standard_errors import grad_norm_sq_error
 from adadagrad.statistics.sums import WeightedSums
@@ -33,6 +34,7 @@ class ExampleStep:
         part: Their gradient where the step goes on without measuring.
         totals: sum c_i g_i of every parameter, float64, where noise is too small for the trained gradient; see
             `small_noise.py`.
+        sketches: Those of `Probe`; None where every norm is exact.
     """
 
     sums: WeightedSums = field(default_factory=WeightedSums)
@@ -40,6 +42,7 @@ class ExampleStep:
     square_sums: dict[nn.Parameter, Tensor] = field(default_factory=dict)
     part: MeasuredPart = field(default_factory=MeasuredPart)
     totals: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+    sketches: Sketches | None = None
 
     def add(
         self,
@@ -57,6 +60,8 @@ class ExampleStep:
             gradients: What `.grad` holds where this is the step's first micro-batch and all its calls are kept.
         """
         squares = examples.square_norms()
+        if self.sketches is not None:
+            self.sketches.take(value)
         if self.totals or (gradients is not None and needs_double(value, squares, gradients.values())):
             squares = in_double(examples, self.totals)
         if isinstance(value, float):
@@ -109,6 +114,14 @@ class ExampleStep:
             raise InvalidMeasurement("every example had weight 0: give the rows that count a positive weight")
         if request.inner_products and not part:
             self._check_products(sums, s, gradients)
+        norm_sq, probe_error = s if self.part.norm_sq is None else self.part.norm_sq, None
+        if self.totals:
+            norm_sq = float(squared_norm(list(self.totals.values()))) * (1.0 if part else scale**2)
+        if self.sketches is not None:
+            if not part:
+                self.sketches.close(gradients)
+            norm_sq += self.sketches.correction()
+            probe_error = self.sketches.error(sums.weight / (1.0 if part else scale), sums.weight)
         ratio = None
         if request.coordinates is not None:
             ratio = self._ratio(gradients, request, sums, 1.0 if part else scale)
@@ -116,9 +129,6 @@ class ExampleStep:
         if num_examples is None:
             weight_sq_sum = sums.weight_sq / sums.weight**2
         inner = sums.inner_product_variance() if request.inner_products else None
-        norm_sq = s if self.part.norm_sq is None else self.part.norm_sq
-        if self.totals:
-            norm_sq = float(squared_norm(list(self.totals.values()))) * (1.0 if part else scale**2)
         return GradientStatistics(
             num_examples=b,
             grad_norm_sq=s,
@@ -126,13 +136,20 @@ class ExampleStep:
             inner_product_variance=inner,
             coordinate_ratio=ratio,
             num_units=sums.units,
-            kind="per_example",
+            kind="per_example" if self.sketches is None else "probe",
             weight_sq_sum=weight_sq_sum,
-            variance_trace_error=sums.variance_trace_error(
-                s if request.inner_products else None, scale if part else 1.0
-            ),
+            variance_trace_error=self._error(sums, s if request.inner_products else None, scale, probe_error),
             grad_norm_sq_error=None if inner is None else grad_norm_sq_error(inner, weight_sq_sum or 1 / b),
         )
+
+    def _error(
+        self, sums: WeightedSums, grad_norm_sq: float | None, scale: float, probe_error: float | None
+    ) -> float | None:
+        """Return the standard error of V: that of the examples and, where sketched, that of the probes in squares."""
+        error = sums.variance_trace_error(grad_norm_sq, scale if self.part.norm_sq is not None else 1.0)
+        if self.sketches is None or error is None:
+            return error
+        return None if probe_error is None else math.hypot(error, probe_error / sums.freedom)
 
     def _check_products(self, sums: WeightedSums, s: float, gradients: dict[nn.Parameter, Tensor]) -> None:
         """Refuse inner products that do not add up: sum c_i <g_i, g> = s, whatever the layers are."""

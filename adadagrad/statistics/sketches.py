@@ -93,15 +93,15 @@ class Sketches:
         self._layers[name] = (parameter, of_gradient)
         self._pending[name] = squares
 
-    def take(self, weights: Tensor) -> None:
+    def take(self, weights: float | Tensor) -> None:
         """Add a micro-batch to the sums, now that the weights of its examples are known.
 
         Args:
-            weights: c_i, float64 (n,); rows of weight 0 are not examples.
+            weights: c_i, one number or float64 (n,); rows of weight 0 are not examples.
         """
-        inverse = torch.where(weights != 0, weights.reciprocal(), 0.0)
         for name, squares in self._pending.items():
-            found = (squares * inverse.unsqueeze(1)).sum(0)
+            c = torch.as_tensor(weights, dtype=squares.dtype, device=squares.device)
+            found = (squares * torch.where(c != 0, c.reciprocal(), 0.0).reshape(-1, 1)).sum(0)
             self._sums[name] = self._sums[name] + found if name in self._sums else found
         self._pending.clear()
 

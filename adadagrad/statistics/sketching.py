@@ -1,0 +1,47 @@
+"""What makes a measurement a sketch: every layer that has a sketch gets a rule that uses it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from adadagrad.statistics.rules import find_sketch
+from adadagrad.statistics.rules.sketched import SketchedRule
+from adadagrad.statistics.sketches import Sketches
+from adadagrad.statistics.survey import Survey
+
+
+@dataclass(frozen=True, slots=True)
+class Sketching:
+    """The settings of `Probe`, put to use in one measured step after the other.
+
+    Args:
+        probes: Sketches of each layer.
+        seed: Seeds their signs.
+    """
+
+    probes: int
+    seed: int
+
+    def start(self, number: int) -> Sketches:
+        """Return the sketches of a step, none made yet.
+
+        Args:
+            number: How many steps were measured before.
+        """
+        return Sketches(self.probes, self.seed, number)
+
+    def replaced(self, survey: Survey, sketches: Sketches) -> Survey:
+        """Return a survey whose rules sketch where that costs less.
+
+        Args:
+            survey: What the model is made of, with exact rules.
+            sketches: Those of the measured step.
+
+        Returns:
+            A survey of the same layers.
+        """
+        layers = []
+        for name, module, rule in survey.layers:
+            sketch = find_sketch(module)
+            layers.append((name, module, rule if sketch is None else SketchedRule(name, rule, sketch, sketches)))
+        return replace(survey, layers=layers)
