@@ -24,17 +24,15 @@ from torch.autograd.graph import Node, saved_tensors_hooks
 from adadagrad.core.errors import AdadagradError, BatchCoupledModule, InvalidMeasurement
 from adadagrad.statistics.broadcast import CallKey
 from adadagrad.statistics.calls import NESTED
+from adadagrad.statistics.layer_costs import LayerSize
+from adadagrad.statistics.layer_sizes import size_of_call, size_of_whole_call
 from adadagrad.statistics.layout import EVERY, Layout
 from adadagrad.statistics.meetings import find_meetings
 from adadagrad.statistics.places import PlaceTrials
-from adadagrad.statistics.planner import LayerSize
 from adadagrad.statistics.trials import Fingerprint, agree, grown_dim, rows_to_try, select, untouched
 
 Forward: TypeAlias = Callable[[int, Any, dict[str, Any]], Any]
 """Runs the model on so many examples, given arguments and keyword arguments."""
-
-_PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""Layers whose cost is that of a matrix product."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +73,7 @@ class Calibration:
         prints = {dim: Fingerprint.of(x, dim) for dim, size in enumerate(x.shape) if size == rows}
         self._run[key] = _Seen(x.shape, y.shape, prints)
         self._nodes[key] = (y.grad_fn, y.shape)
-        weights = sum(p.numel() for p in layer.parameters(recurse=False) if p.requires_grad and p.dim() > 1)
-        channels = layer.weight.shape[0] if isinstance(layer, _PRODUCTS) else 1
-        rows = max(1, y.shape[0]) if y.dim() else 1
-        positions = max(1, y.numel() // (rows * channels))
-        activations = (x.numel() + y.numel()) // rows
-        self._sizes[key] = LayerSize(weights if isinstance(layer, _PRODUCTS) else 0, positions, activations)
+        self._sizes[key] = size_of_call(layer, x, y)
 
     def note_whole(
         self, key: CallKey, layer: nn.Module, arguments: Sequence[Any], outputs: Sequence[Any], rows: int
@@ -96,13 +89,7 @@ class Calibration:
         """
         _refuse_nested(*arguments, *outputs)
         self._places.note(key, arguments, outputs, rows)
-        inputs, made = (sum(v.numel() for v in vs if isinstance(v, Tensor)) for vs in (arguments, outputs))
-        width = next((v.shape[-1] for v in outputs if isinstance(v, Tensor) and v.dim() > 1), 1)
-        weights = sum(p.numel() for p in layer.parameters() if p.requires_grad and p.dim() > 1)
-        if isinstance(layer, nn.EmbeddingBag):  # a table that is looked up multiplies nothing
-            weights = 0
-        positions, again = max(1, made // (rows * max(1, width))), int(not isinstance(layer, nn.Bilinear))
-        self._sizes[key] = LayerSize(weights, positions, (inputs + made) // rows, again)
+        self._sizes[key] = size_of_whole_call(layer, arguments, outputs, rows)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def run(self, forward: Forward, args: Any, kwargs: Any, n: int, raw: Mapping[nn.Parameter, CallKey]) -> None:

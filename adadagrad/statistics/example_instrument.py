@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,9 +16,11 @@ from adadagrad.core.records import GradientStatistics
 from adadagrad.statistics import coverage
 from adadagrad.statistics.accounting import Accounting
 from adadagrad.statistics.base import AbstractInstrument, Coefficients, Request
+from adadagrad.statistics.broadcast import CallKey
 from adadagrad.statistics.compiled import how_it_runs, uncompiled
 from adadagrad.statistics.example_step import ExampleStep, example_weights
 from adadagrad.statistics.examples import Examples
+from adadagrad.statistics.layer_costs import LayerSize, NormsBy
 from adadagrad.statistics.layout import Layout
 from adadagrad.statistics.planner import StepSize, measured_seconds, plain_seconds
 from adadagrad.statistics.recorder import Recorder
@@ -67,6 +69,21 @@ class ExampleInstrument(AbstractInstrument):
     def compiled(self) -> str:
         """How a compiled model runs; see `AbstractInstrument.compiled`."""
         return how_it_runs(self.model, "uncompiled")
+
+    @property
+    def sizes(self) -> Mapping[CallKey, LayerSize]:
+        """Sizes of all layer calls, by name and call number; empty before the trial runs."""
+        return self._layout.sizes
+
+    @property
+    def norms_by(self) -> NormsBy:
+        """How norms are come by, and what else is measured."""
+        return NormsBy(
+            fuse=self._fuse,
+            probes=0 if self._sketching is None else self._sketching.probes,
+            inner_products=self.request.inner_products,
+            coordinates=self.request.coordinates is not None,
+        )
 
     @contextmanager
     def micro_batch(self, num_examples: int | None = None, coefficients: Coefficients = None) -> Iterator[None]:
@@ -139,11 +156,8 @@ class ExampleInstrument(AbstractInstrument):
         if world_size() > 1:
             part.failure = InvalidMeasurement("a measured part of a step needs a single process in this version")
             return
-        gradients = self._gradients()
-        part.close(gradients, copy=self.request.coordinates is not None)
-        if self._step.sketches is not None:
-            with part.protect():
-                self._step.sketches.close(gradients)
+        norm = None if self._step.sketches is None else self._step.sketches.close
+        part.close(self._gradients(), copy=self.request.coordinates is not None, norm=norm)
 
     def finish(
         self, num_examples: int | None = None, weight_sq_sum: float | None = None, scale: float = 1.0
@@ -175,15 +189,8 @@ class ExampleInstrument(AbstractInstrument):
 
     def costs(self, step: StepSize, device: str) -> tuple[float, float]:
         """Return the modelled costs; see `AbstractInstrument.costs`. Before the trial runs both are 0."""
-        layers = list(self._layout.sizes.values())
-        plain = plain_seconds(layers, step, device)
-        measured = measured_seconds(
-            layers,
-            step,
-            device,
-            inner_products=self.request.inner_products,
-            coordinates=self.request.coordinates is not None,
-        )
+        layers = list(self.sizes.values())
+        plain, measured = plain_seconds(layers, step, device), measured_seconds(layers, step, device, self.norms_by)
         return plain, measured + 2 * plain * step.measured_examples / step.examples * bool(self.fallback)
 
     def state_dict(self) -> dict[str, Any]:

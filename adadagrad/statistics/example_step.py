@@ -101,8 +101,8 @@ class ExampleStep:
         Raises:
             InvalidMeasurement: No example had a positive weight.
         """
-        s = float(squared_norm(list(gradients.values())))
-        part = self.part.norm_sq is not None
+        part, sketches = self.part.norm_sq is not None, self.sketches
+        s = float(squared_norm(list(gradients.values()))) if part or sketches is None else sketches.close(gradients)
         if request.inner_products:
             for examples, weights, squares in self.kept:
                 rows = weights != 0
@@ -117,11 +117,9 @@ class ExampleStep:
         norm_sq, probe_error = s if self.part.norm_sq is None else self.part.norm_sq, None
         if self.totals:
             norm_sq = float(squared_norm(list(self.totals.values()))) * (1.0 if part else scale**2)
-        if self.sketches is not None:
-            if not part:
-                self.sketches.close(gradients)
-            norm_sq += self.sketches.correction()
-            probe_error = self.sketches.error(sums.weight / (1.0 if part else scale), sums.weight)
+        if sketches is not None:
+            norm_sq += sketches.correction()
+            probe_error = sketches.error(sums.weight / (1.0 if part else scale), sums.weight)
         ratio = None
         if request.coordinates is not None:
             ratio = self._ratio(gradients, request, sums, 1.0 if part else scale)
@@ -136,7 +134,7 @@ class ExampleStep:
             inner_product_variance=inner,
             coordinate_ratio=ratio,
             num_units=sums.units,
-            kind="per_example" if self.sketches is None else "probe",
+            kind="per_example" if sketches is None else "probe",
             weight_sq_sum=weight_sq_sum,
             variance_trace_error=self._error(sums, s if request.inner_products else None, scale, probe_error),
             grad_norm_sq_error=None if inner is None else grad_norm_sq_error(inner, weight_sq_sum or 1 / b),

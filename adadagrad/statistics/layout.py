@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from adadagrad.statistics.broadcast import CallKey, Meeting
+from adadagrad.statistics.layer_costs import LayerSize
 from adadagrad.statistics.places import Dims, Places, first_dims
-from adadagrad.statistics.planner import LayerSize
 
 EVERY = -1
 """In the place of a call number: all calls of a module whose number of calls depends on the number of examples."""
@@ -125,10 +125,7 @@ class Layout:
                 for (name, index), meetings in self.meetings.items()
             ],
             "places": self.places.state(),
-            "sizes": [
-                [name, index, size.weights, size.positions, size.activations, size.reruns]
-                for (name, index), size in self.sizes.items()
-            ],
+            "sizes": [[name, index, *astuple(size)] for (name, index), size in self.sizes.items()],
         }
 
     @classmethod

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from adadagrad.core.errors import AdadagradError, InvalidMeasurement
 from adadagrad.core.vectors import squared_norm
+
+Norm: TypeAlias = Callable[[Mapping[nn.Parameter, Tensor]], float]
 
 
 @dataclass(slots=True)
@@ -27,15 +30,16 @@ class MeasuredPart:
     gradients: dict[nn.Parameter, Tensor] = field(default_factory=dict)
     failure: Exception | None = None
 
-    def close(self, gradients: Mapping[nn.Parameter, Tensor], *, copy: bool) -> None:
+    def close(self, gradients: Mapping[nn.Parameter, Tensor], *, copy: bool, norm: Norm | None = None) -> None:
         """Note the part's gradient before other micro-batches add to it; an error is noted instead.
 
         Args:
             gradients: What `.grad` holds now.
             copy: Whether the gradient itself will be needed.
+            norm: What else looks at the gradient, and returns |G|^2; None for nothing else.
         """
         with self.protect():
-            self.norm_sq = float(squared_norm(list(gradients.values())))
+            self.norm_sq = float(squared_norm(list(gradients.values()))) if norm is None else norm(gradients)
             if copy:
                 self.gradients = {p: gradient.detach().clone() for p, gradient in gradients.items()}
 

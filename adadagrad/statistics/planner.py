@@ -5,9 +5,7 @@ So the modelled average stays within `max_overhead`, small batches (where a meas
 step) are measured rarely, and large ones at every step. The model counts flops, bytes and calls:
 
     plain step    3 forwards: 6 W T flop an example and layer, plus a fixed cost per layer and micro-batch
-    measuring     T = 1: one read of input and output gradient; T > 1: one more weight gradient, 2 W T flop and
-                  8 W bytes an example; inner products one more forward; coordinates one more weight gradient;
-                  a layer that is done over one more forward and backward, 6 W T flop
+    measuring     what each layer call adds (`layer_costs.py`), plus a fixed cost per layer and measured micro-batch
 
 W weights of the layer, T positions per example. The constants are rough and only set how often is "often";
 `benchmarks/engine.py` measures what comes out.
@@ -19,45 +17,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adadagrad.core.checks import check_positive
+from adadagrad.statistics.layer_costs import RATES, LayerSize, NormsBy, layer_cost
 
-
-@dataclass(frozen=True, slots=True)
-class DeviceRates:
-    """Planning constants of a device type.
-
-    Args:
-        flops: Floating-point operations a second that layers reach.
-        bytes: Bytes a second of memory traffic.
-        call: Seconds to run one small operation, launch and Python included.
-    """
-
-    flops: float
-    bytes: float
-    call: float
-
-
-RATES = {"cpu": DeviceRates(5e10, 8e9, 6e-6), "cuda": DeviceRates(3e13, 1.5e12, 8e-6)}
 PLAIN_CALLS = 6
 """Operations of one layer's forward, backward and update in a plain step."""
 MEASURED_CALLS = 14
 """Operations that measuring one layer adds, Python included."""
-
-
-@dataclass(frozen=True, slots=True)
-class LayerSize:
-    """What the cost model knows of one layer call.
-
-    Args:
-        weights: W, its trainable weights.
-        positions: T, positions per example.
-        activations: Elements of input and output per example.
-        reruns: Forwards and backwards of the layer that measuring it adds.
-    """
-
-    weights: int
-    positions: int
-    activations: int
-    reruns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,38 +60,22 @@ def plain_seconds(layers: Sequence[LayerSize], step: StepSize, device: str) -> f
     return flops / rates.flops + traffic / rates.bytes + calls * rates.call
 
 
-def measured_seconds(
-    layers: Sequence[LayerSize],
-    step: StepSize,
-    device: str,
-    *,
-    inner_products: bool = False,
-    coordinates: bool = False,
-) -> float:
+def measured_seconds(layers: Sequence[LayerSize], step: StepSize, device: str, how: NormsBy | None = None) -> float:
     """Return the modelled cost that measuring adds to a step.
 
     Args:
         layers: The model's layer calls.
         step: Its measured examples and micro-batches.
         device: Device type.
-        inner_products: Whether <g_i, g> is wanted.
-        coordinates: Whether the coordinate ratio is wanted.
+        how: How norms are come by, and what else is wanted; None for exact norms alone, nothing fused.
 
     Returns:
         Seconds, for comparison with `plain_seconds` only.
     """
-    rates = RATES.get(device, RATES["cuda"])
-    flops = traffic = 0.0
-    examples = step.measured_examples
-    for layer in layers:
-        product = 2 * layer.weights * layer.positions * examples
-        materialised = 8 * layer.weights * examples
-        many = layer.positions > 1
-        flops += product * (many + inner_products + coordinates + 3 * layer.reruns)
-        traffic += 4 * layer.activations * examples * (1 + inner_products) + materialised * (many + coordinates)
-        traffic += 4 * layer.weights
-    calls = MEASURED_CALLS * (1 + inner_products + coordinates) * len(layers) * step.measured_micro_batches
-    return flops / rates.flops + traffic / rates.bytes + calls * rates.call
+    how, rates = NormsBy() if how is None else how, RATES.get(device, RATES["cuda"])
+    seconds = sum(layer_cost(layer, step.measured_examples, how, rates).seconds(rates) for layer in layers)
+    calls = MEASURED_CALLS * (1 + how.inner_products + how.coordinates) * len(layers) * step.measured_micro_batches
+    return seconds + calls * rates.call
 
 
 class MeasureBudget:

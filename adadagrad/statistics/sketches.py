@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from adadagrad.core.comm import sum_scalars
+from adadagrad.core.vectors import squared_norm
 
 
 class OfGradient(Protocol):
@@ -105,22 +106,25 @@ class Sketches:
             self._sums[name] = self._sums[name] + found if name in self._sums else found
         self._pending.clear()
 
-    def close(self, gradients: Mapping[nn.Parameter, Tensor]) -> None:
+    def close(self, gradients: Mapping[nn.Parameter, Tensor]) -> float:
         """Sketch the gradient of the measured examples together.
 
         Args:
             gradients: Parameter -> G; one that is missing has gradient 0.
+
+        Returns:
+            |G|^2 over all parameters.
         """
+        rest = dict(gradients)
         for name, (parameter, of_gradient) in self._layers.items():
-            gradient = gradients.get(parameter)
+            gradient = rest.pop(parameter, None)
             if gradient is None:
                 self._group[name] = (0.0, [0.0] * self.probes)
                 continue
-            gradient = gradient.detach().float() if gradient.element_size() < 4 else gradient.detach()
-            rows = of_gradient(gradient, self._signs[name].to(gradient.dtype)).reshape(self.probes, -1)
-            squares = torch.cat([gradient.reshape(1, -1).double().square().sum(1), rows.double().square().sum(1)])
-            norm, *found = squares.tolist()
-            self._group[name] = (norm, found)
+            values = gradient.float() if gradient.element_size() < 4 else gradient
+            rows = of_gradient(values, self._signs[name].to(values.dtype)).reshape(self.probes, -1)
+            self._group[name] = (float(squared_norm([gradient])), rows.double().square().sum(1).tolist())
+        return sum(norm for norm, _ in self._group.values()) + float(squared_norm(list(rest.values())))
 
     def correction(self) -> float:
         """Return what to add to |G|^2 so that it has the probes' error too: the sum of mean_r |G w_r|^2 - |G|^2."""

@@ -16,7 +16,8 @@ from adadagrad.core.records import GradientStatistics
 from adadagrad.statistics.base import AbstractInstrument, Coefficients, Request
 from adadagrad.statistics.compiled import how_it_runs
 from adadagrad.statistics.coverage import refuse_leftovers
-from adadagrad.statistics.planner import RATES, LayerSize, StepSize, plain_seconds
+from adadagrad.statistics.layer_costs import RATES, LayerSize
+from adadagrad.statistics.planner import StepSize, plain_seconds
 from adadagrad.statistics.unit_step import UnitStep
 
 

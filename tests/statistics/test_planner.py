@@ -12,7 +12,8 @@ from torch import nn
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.statistics import MicroBatch, PerExample
 from adadagrad.statistics.base import Request
-from adadagrad.statistics.planner import LayerSize, MeasureBudget, StepSize, measured_seconds, plain_seconds
+from adadagrad.statistics.layer_costs import LayerSize, NormsBy
+from adadagrad.statistics.planner import MeasureBudget, StepSize, measured_seconds, plain_seconds
 from tests.statistics.checking import Composite, floats, losses_of, measure_once
 
 LAYERS = [LayerSize(weights=5000, positions=49, activations=3000), LayerSize(10_000, 1, 1000)]
@@ -83,8 +84,8 @@ def test_the_model_grows_with_what_it_counts() -> None:
         more = dataclasses.replace(STEP, examples=1024, measured_examples=256)
         assert plain < plain_seconds(LAYERS, more, device) <= 2 * plain
         assert measured < measured_seconds(LAYERS, more, device) <= 2 * measured
-        products = measured_seconds(LAYERS, STEP, device, inner_products=True)
-        both = measured_seconds(LAYERS, STEP, device, inner_products=True, coordinates=True)
+        products = measured_seconds(LAYERS, STEP, device, NormsBy(inner_products=True))
+        both = measured_seconds(LAYERS, STEP, device, NormsBy(inner_products=True, coordinates=True))
         assert measured < products < both
 
 
@@ -100,7 +101,8 @@ def test_the_modelled_seconds_by_hand() -> None:
             moved = 4 * (3000 + 1000) * 128 * (1 + inner) + rows + 4 * 15_000
             calls = 14 * 2 * (1 + inner + coordinates)
             measured = product / rates[0] + moved / rates[1] + calls * rates[2]
-            found = measured_seconds(LAYERS, STEP, device, inner_products=bool(inner), coordinates=bool(coordinates))
+            how = NormsBy(inner_products=bool(inner), coordinates=bool(coordinates))
+            found = measured_seconds(LAYERS, STEP, device, how)
             assert found == pytest.approx(measured, rel=1e-12)
 
 
@@ -123,10 +125,10 @@ def test_an_instrument_knows_sizes_from_its_trial_runs_and_passes_them_on() -> N
     instrument = PerExample().open(model, Request())
     assert instrument.costs(STEP, "cpu") == (0.0, 0.0)
     measure_once(instrument, lambda m: losses_of(m, (floats(6, 1, 5, 5),)))
-    expected = [LayerSize(27, 25, 100), LayerSize(300, 1, 79)]
+    expected = [LayerSize(27, 25, 100, fused=True), LayerSize(300, 1, 79)]
     assert instrument.costs(STEP, "cpu") == (
         plain_seconds(expected, STEP, "cpu"),
-        measured_seconds(expected, STEP, "cpu"),
+        measured_seconds(expected, STEP, "cpu", NormsBy(fuse=True)),
     )
     other = PerExample().open(build(), Request())
     other.load_state_dict(instrument.state_dict())

@@ -109,15 +109,25 @@ def find_rule(module: nn.Module) -> AbstractRule[Any] | None:
     return rule
 
 
-def find_fused(module: nn.Module) -> AbstractFusedRule[Any] | None:
-    """Return the fused rule for a module, or None; found in the same way as its rule."""
-    rule: AbstractFusedRule[Any] | None = _find(FUSED, module)
+def find_fused(module: nn.Module, *, patched: bool = False) -> AbstractFusedRule[Any] | None:
+    """Return the fused rule for a module, or None; found in the same way as its rule.
+
+    Args:
+        module: Any module.
+        patched: Whether a forward that is set on the instance is a measurement's own, and hides nothing.
+    """
+    rule: AbstractFusedRule[Any] | None = _find(FUSED, module, patched=patched)
     return rule
 
 
-def find_sketch(module: nn.Module) -> AbstractSketch[Any] | None:
-    """Return the sketch for a module, or None; found in the same way as its rule."""
-    sketch: AbstractSketch[Any] | None = _find(SKETCHES, module)
+def find_sketch(module: nn.Module, *, patched: bool = False) -> AbstractSketch[Any] | None:
+    """Return the sketch for a module, or None; found in the same way as its rule.
+
+    Args:
+        module: Any module.
+        patched: As for `find_fused`.
+    """
+    sketch: AbstractSketch[Any] | None = _find(SKETCHES, module, patched=patched)
     return sketch
 
 
@@ -140,8 +150,8 @@ def find_whole(module: nn.Module, *, outermost: bool = False) -> AbstractWholeRu
     return None if any(True for _ in module.children()) else _GENERIC
 
 
-def _find(table: dict[type[nn.Module], Any], module: nn.Module) -> Any:
-    if "forward" in module.__dict__:
+def _find(table: dict[type[nn.Module], Any], module: nn.Module, *, patched: bool = False) -> Any:
+    if "forward" in module.__dict__ and not patched:
         return None
     for cls in type(module).__mro__:
         rule = table.get(cls)

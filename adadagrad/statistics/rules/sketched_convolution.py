@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adadagrad.statistics.rules.base import at_least_single
 from adadagrad.statistics.rules.convolution import Convolution
-from adadagrad.statistics.rules.patch_gram import gram_cost
+from adadagrad.statistics.rules.patch_gram import gram_cost, gram_is_cheaper
 from adadagrad.statistics.rules.sketched import AbstractSketch
 
 SMALL_PATCH = 27
@@ -29,10 +29,8 @@ class ConvolutionSketch(AbstractSketch[nn.Conv1d | nn.Conv2d | nn.Conv3d]):
         cost = probes * (d * layer.groups + p)
         if d <= SMALL_PATCH or cost >= d * p or x.numel() == 0:
             return False
-        if not isinstance(layer, nn.Conv2d) or (costs := gram_cost(layer, x)) is None:
-            return True
-        gram, direct = costs
-        return cost * direct < gram * d * p  # both per position of the output
+        gram = gram_cost(layer, x) if isinstance(layer, nn.Conv2d) and gram_is_cheaper(layer, x) else None
+        return gram is None or cost * gram[1] < gram[0] * d * p  # both costs per position of the output
 
     def shape(self, layer: Convolution, probes: int) -> tuple[int, ...]:
         """Return (k, groups, channels/groups, *kernel)."""
