@@ -65,7 +65,8 @@ class Measure:
     """How the gradient's noise is measured, how often, and on how many examples.
 
     Args:
-        estimator: An estimator, or ``"auto"``: `PerExample`, or `MicroBatch` where a module mixes examples.
+        estimator: An estimator, or ``"auto"``: `MicroBatch` where a module mixes examples, otherwise `PerExample`, or
+            `Probe` where the cost model expects more of it for its price.
         every: Measure each so many steps; 1 is the paper, ``"auto"`` keeps the modelled average cost within
             `max_overhead`.
         max_overhead: Largest average share of a plain step's modelled cost that measuring may take with

@@ -14,8 +14,9 @@ from adadagrad.core.records import GradientStatistics
 from adadagrad.core.settings import Measure
 from adadagrad.engine.second_moments import SecondMoments
 from adadagrad.engine.splitting import Split, measured_split, plain_split, smallest_batch
-from adadagrad.statistics import MicroBatch, choose_estimator
+from adadagrad.statistics import MicroBatch, PerExample, Probe, choose_estimator
 from adadagrad.statistics.base import AbstractEstimator, AbstractInstrument, Request
+from adadagrad.statistics.choosing import reconsidered
 from adadagrad.statistics.coverage import batch_coupled_module
 from adadagrad.statistics.planner import MeasureBudget, StepSize
 
@@ -102,9 +103,11 @@ class Measuring:
             return plain
         measured = measured_split(self.estimator, self.settings.max_examples, size, micro_batch_size)
         every = self.settings.every
+        part = sum(measured.sizes[: measured.measured])
+        sizes = StepSize(size, len(plain.sizes), part, measured.measured)
+        if self._automatic:
+            self.estimator, self.instrument = reconsidered(self.estimator, self.instrument, sizes, self._device)
         if every == "auto":
-            part = sum(measured.sizes[: measured.measured])
-            sizes = StepSize(size, len(plain.sizes), part, measured.measured)
             due = self.budget.due(*self.instrument.costs(sizes, self._device))
         else:
             due = (number - 1) % every == 0
@@ -175,8 +178,10 @@ class Measuring:
         Args:
             state: What `state_dict` returned.
         """
-        if self._automatic and state["estimator"] == repr(MicroBatch()) != repr(self.estimator):
-            self._replace(MicroBatch())
+        if self._automatic and state["estimator"] != repr(self.estimator):
+            for other in (MicroBatch(), Probe(), PerExample()):
+                if state["estimator"] == repr(other):
+                    self._replace(other)
         self.budget.credit = state["credit"]
         if state["estimator"] == repr(self.estimator):
             self.instrument.load_state_dict(state["instrument"])

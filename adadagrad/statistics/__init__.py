@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from adadagrad.statistics.meter import GradientMeter, choose_estimator
+from adadagrad.statistics.choosing import choose_estimator
+from adadagrad.statistics.meter import GradientMeter
 from adadagrad.statistics.micro_batch import MicroBatch
 from adadagrad.statistics.per_example import PerExample
 from adadagrad.statistics.probe import Probe

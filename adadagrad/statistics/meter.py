@@ -12,21 +12,8 @@ from adadagrad.core.errors import StepError
 from adadagrad.core.records import GradientStatistics
 from adadagrad.core.reduction import CoordinateReduction
 from adadagrad.statistics.base import AbstractEstimator, Coefficients, Request
-from adadagrad.statistics.coverage import batch_coupled_module
-from adadagrad.statistics.micro_batch import MicroBatch
-from adadagrad.statistics.per_example import PerExample
-
-
-def choose_estimator(model: nn.Module) -> AbstractEstimator:
-    """Return what ``estimator="auto"`` means: `PerExample`, or `MicroBatch` where a module mixes examples.
-
-    Args:
-        model: The model to be measured.
-
-    Returns:
-        An estimator with its default settings.
-    """
-    return PerExample() if batch_coupled_module(model) is None else MicroBatch()
+from adadagrad.statistics.choosing import choose_estimator, reconsidered
+from adadagrad.statistics.planner import StepSize
 
 
 class GradientMeter:
@@ -42,7 +29,8 @@ class GradientMeter:
 
     Args:
         model: The module whose trainable parameters are measured.
-        estimator: `PerExample`, `MicroBatch`, or ``"auto"``.
+        estimator: `PerExample`, `Probe`, `MicroBatch`, or ``"auto"``, which is reconsidered before every step with the
+            number of examples of the last one (`choosing.py`).
         inner_products: Also measure the inner-product variance, for the inner product tests.
         coordinates: Also measure the coordinate ratio under this reduction.
 
@@ -67,8 +55,12 @@ class GradientMeter:
         inner_products: bool = False,
         coordinates: CoordinateReduction | None = None,
     ) -> None:
-        chosen = choose_estimator(model) if isinstance(estimator, str) else estimator
-        self._instrument = chosen.open(model, Request(inner_products=inner_products, coordinates=coordinates))
+        self._automatic = isinstance(estimator, str)
+        self._estimator = choose_estimator(model) if isinstance(estimator, str) else estimator
+        self._instrument = self._estimator.open(model, Request(inner_products=inner_products, coordinates=coordinates))
+        self._last: StepSize | None = None
+        self._micro_batches = 0
+        self._device = next((p.device.type for p in model.parameters()), "cpu")
         self._context: AbstractContextManager[None] | None = None
         self._open = False
 
@@ -111,8 +103,10 @@ class GradientMeter:
             LeftoverGradients: On entering the first one, where a gradient from before is still there.
             StepError: The model is being measured already.
         """
+        if not self._open:
+            self._begin()
         with self._instrument.micro_batch(num_examples, coefficients):
-            self._open = True
+            self._open, self._micro_batches = True, self._micro_batches + 1
             try:
                 yield
             except BaseException:
@@ -136,4 +130,15 @@ class GradientMeter:
             InvalidMeasurement: Nothing was measured, or the measurement failed.
         """
         self._open = False
-        return self._instrument.finish(num_examples, scale=scale)
+        statistics = self._instrument.finish(num_examples, scale=scale)
+        n = statistics.num_examples
+        self._last = StepSize(n, self._micro_batches, n, self._micro_batches)
+        return statistics
+
+    def _begin(self) -> None:
+        """Start counting micro-batches, with the estimator that suits the last step best where the choice is free."""
+        self._micro_batches = 0
+        if self._automatic and self._last is not None:
+            self._estimator, self._instrument = reconsidered(
+                self._estimator, self._instrument, self._last, self._device
+            )
