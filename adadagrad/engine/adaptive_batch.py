@@ -227,6 +227,10 @@ class AdaptiveBatch:
         if self._step is None:  # outside the loop, which closes the file when it ends
             self._log.close()
 
+    def explain(self) -> str:
+        """Return which rule measures which layer, what that is expected to cost, and how often a step is measured."""
+        return self.measuring.explain(self.global_batch_size, self.micro_batch_size)
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything that resuming needs: model, optimizer, random states, position, sizes.
 

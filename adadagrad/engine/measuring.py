@@ -18,6 +18,7 @@ from adadagrad.statistics import MicroBatch, PerExample, Probe, choose_estimator
 from adadagrad.statistics.base import AbstractEstimator, AbstractInstrument, Request
 from adadagrad.statistics.choosing import reconsidered
 from adadagrad.statistics.coverage import batch_coupled_module
+from adadagrad.statistics.explain import explain
 from adadagrad.statistics.planner import MeasureBudget, StepSize
 
 
@@ -103,8 +104,7 @@ class Measuring:
             return plain
         measured = measured_split(self.estimator, self.settings.max_examples, size, micro_batch_size)
         every = self.settings.every
-        part = sum(measured.sizes[: measured.measured])
-        sizes = StepSize(size, len(plain.sizes), part, measured.measured)
+        sizes = self._sizes(size, micro_batch_size)
         if self._automatic:
             self.estimator, self.instrument = reconsidered(self.estimator, self.instrument, sizes, self._device)
         if every == "auto":
@@ -148,6 +148,27 @@ class Measuring:
         except Exception as error:  # whatever it is, the gradient is whole
             warnings.warn(f"a measurement failed, the step is not affected: {error}", stacklevel=4)
             return None, "measurement failed"
+
+    def explain(self, size: int, micro_batch_size: int) -> str:
+        """Return what is measured how, and what it is expected to cost; see `AdaptiveBatch.explain`.
+
+        Args:
+            size: Examples of a step.
+            micro_batch_size: Most examples in one forward.
+        """
+        if not self.enabled or size < self.smallest_batch:
+            return "nothing is measured: the policy needs no statistics, or the batch is too small"
+        every, overhead = self.settings.every, self.settings.max_overhead
+        sizes = self._sizes(size, micro_batch_size)
+        if every == "auto":
+            return explain(self.estimator, self.instrument, sizes, self._device, max_overhead=overhead)
+        return explain(self.estimator, self.instrument, sizes, self._device, every=every)
+
+    def _sizes(self, size: int, micro_batch_size: int) -> StepSize:
+        """Return the sizes of a step for the cost model, if it is measured."""
+        plain = plain_split(self.estimator, size, micro_batch_size)
+        measured = measured_split(self.estimator, self.settings.max_examples, size, micro_batch_size)
+        return StepSize(size, len(plain.sizes), sum(measured.sizes[: measured.measured]), measured.measured)
 
     def undo(self) -> None:
         """Forget the step in progress, and what its measurement cost or taught, as if it had not been begun."""

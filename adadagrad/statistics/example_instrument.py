@@ -71,6 +71,11 @@ class ExampleInstrument(AbstractInstrument):
         return how_it_runs(self.model, "uncompiled")
 
     @property
+    def layout(self) -> Layout:
+        """Where the examples are, as far as it is known."""
+        return self._layout
+
+    @property
     def sizes(self) -> Mapping[CallKey, LayerSize]:
         """Sizes of all layer calls, by name and call number; empty before the trial runs."""
         return self._layout.sizes

@@ -13,6 +13,7 @@ from adadagrad.core.records import GradientStatistics
 from adadagrad.core.reduction import CoordinateReduction
 from adadagrad.statistics.base import AbstractEstimator, Coefficients, Request
 from adadagrad.statistics.choosing import choose_estimator, reconsidered
+from adadagrad.statistics.explain import explain
 from adadagrad.statistics.planner import StepSize
 
 
@@ -134,6 +135,14 @@ class GradientMeter:
         n = statistics.num_examples
         self._last = StepSize(n, self._micro_batches, n, self._micro_batches)
         return statistics
+
+    def explain(self) -> str:
+        """Return a table of which rule counts which layer, what it is expected to cost, and what no rule covers.
+
+        Returns:
+            A text to print. Costs come with the first measured step, and are those of a step like the last one.
+        """
+        return explain(self._estimator, self._instrument, self._last, self._device)
 
     def _begin(self) -> None:
         """Start counting micro-batches, with the estimator that suits the last step best where the choice is free."""
