@@ -6,7 +6,8 @@ makes, k probes; per example:
     T = 1, norms, embeddings     one read of input and output gradient
     exact, T > 1                 the same, 2 W T flop, W elements written and read (8 W bytes); or, where the rule takes
                                  a product of positions, its flops and elements
-    fused                        8 W bytes and no flop: the product is the one that training forms anyway
+    fused                        8 W bytes (a first convolution also its patches) and no flop: the product is the one
+                                 that training forms anyway
     k probes                     2 T k (d + p) flop; the output gradient is read twice, the weight gradient once a step
     inner products               2 W T flop and one read; coordinates 2 W T flop and 8 W bytes
     a layer done over            6 W T flop
@@ -133,7 +134,7 @@ def layer_cost(layer: LayerSize, examples: int, how: NormsBy, rates: DeviceRates
     flops = product * (how.inner_products + how.coordinates + 3 * layer.reruns)
     traffic = read * how.inner_products + 8 * layer.weights * how.coordinates
     if how.fuses(layer):
-        traffic += 8 * layer.weights
+        traffic += 8 * (layer.weights if layer.formed is None or layer.products is not None else layer.formed)
     elif how.sketches(layer):
         made = how.probes * (layer.probe - layer.thin) + max(how.probes, rates.filters) * layer.thin
         flops += 2 * layer.positions * made

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from adadagrad.statistics.layer_costs import LayerSize
 from adadagrad.statistics.rules import find_fused, find_sketch
 from adadagrad.statistics.rules.base import own_parameters
+from adadagrad.statistics.rules.convolution import has_few_channels
 from adadagrad.statistics.rules.patch_gram import gram_cost, gram_is_cheaper
 from adadagrad.statistics.rules.sketched_convolution import SMALL_PATCH
 
@@ -81,4 +82,6 @@ def _norms(layer: nn.Module, x: Tensor, positions: int) -> tuple[int | None, int
         assert not isinstance(layer.padding, str)
         height, width = (size + 2 * int(pad) for size, pad in zip(x.shape[2:], layer.padding, strict=True))
         return costs[0], (height * width) ** 2 + positions**2, probe, thin
+    if has_few_channels(layer, x):  # its patches stay in the cache, and so count by half
+        return None, layer.weight.numel() + d * positions // 2, probe, thin
     return None, None, probe, thin

@@ -36,7 +36,8 @@ def frozen(layer: nn.Module) -> nn.Module:
             (4, 2, 3, 30),
             LayerSize(600, 6, 300, products=36 * 50, formed=72, fused=True, probe=50),
         ),
-        (lambda: nn.Conv2d(3, 8, 3), (4, 3, 6, 6), LayerSize(216, 16, 236, fused=True)),
+        (lambda: nn.Conv2d(3, 8, 3), (4, 3, 6, 6), LayerSize(216, 16, 236, formed=216 + 27 * 8, fused=True)),
+        (lambda: nn.Conv1d(3, 8, 3), (4, 3, 6), LayerSize(72, 4, 50, fused=True)),
         (
             lambda: nn.Conv2d(8, 6, 3, groups=2),
             (4, 8, 6, 6),
@@ -55,7 +56,8 @@ def frozen(layer: nn.Module) -> nn.Module:
         "direct",
         "frozen bias",
         "by positions",
-        "small patches",
+        "few channels",
+        "conv1d",
         "groups",
         "small map",
         "norm",
@@ -73,7 +75,10 @@ def test_costs_by_hand() -> None:
     layer = LayerSize(5000, 49, 3000, fused=True, probe=150)
     wide = LayerSize(5000, 49, 3000, fused=True, probe=150, thin=100)
     by_positions = LayerSize(5000, 4, 3000, products=400, formed=32, probe=150)
+    patches = LayerSize(5000, 49, 3000, formed=7000, fused=True)
     once = 4 * 5000
+    assert cost(patches, fuse=True) == Cost(0, 8 * 7000 * N + once)
+    assert cost(patches) == Cost(2 * 5000 * 49 * N, (READ + 8 * 7000) * N + once)
     assert cost(layer) == Cost(2 * 5000 * 49 * N, (READ + 8 * 5000) * N + once)
     assert cost(layer, fuse=True) == Cost(0, 8 * 5000 * N + once)
     assert cost(layer, probes=4) == Cost(2 * 49 * 4 * 150 * N, 1.5 * READ * N + 2 * once)

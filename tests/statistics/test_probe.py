@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import os
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -20,6 +23,7 @@ from adadagrad.statistics.sketches import Sketches
 from tests.oracles import example_gradients, naive_statistics, relative_error
 from tests.statistics.cases import CASES, GPT, Case, losses
 from tests.statistics.checking import EVERYTHING, FIELDS, NORMS, Composite, floats, ids, losses_of, measure_once
+from tests.statistics.ranks import on_two_ranks
 
 DRAWS = 1000 if os.environ.get("ADADAGRAD_SLOW") else 100
 
@@ -315,6 +319,42 @@ def test_a_failing_sketch_leaves_the_gradient_whole(monkeypatch: pytest.MonkeyPa
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), plain, strict=True))
     with pytest.raises(ada.core.errors.InvalidMeasurement, match="MemoryError"):
         instrument.finish()
+
+
+SPLITS = ((slice(0, 2), slice(2, 3)), (slice(3, 7),))
+
+
+def on_rank(rank: int | None) -> dict[str, Any]:
+    """One step whose examples are split over two ranks; gradients summed by hand."""
+    model, (x,) = build("linear")
+    instrument = Probe().open(model, NORMS)
+    parts = SPLITS[rank] if rank is not None else [part for split in SPLITS for part in split]
+    for part in parts:
+        with instrument.micro_batch(coefficients=1 / 7):
+            (alike(model, x[part]).sum() / 7).backward()
+    if rank is not None:
+        for p in model.parameters():
+            dist.all_reduce(p.grad)
+    return dataclasses.asdict(instrument.finish())
+
+
+def test_two_ranks_agree_with_one_process_without_a_word_about_signs() -> None:
+    first, second = on_two_ranks(on_rank)
+    alone = on_rank(None)
+    assert first == second
+    for field in ("grad_norm_sq", "variance_trace", "variance_trace_error", "num_units"):
+        assert first[field] == pytest.approx(alone[field], rel=1e-10), field
+
+
+def test_autocast_is_right_within_its_precision() -> None:
+    model, (x,) = build("linear")
+    found = []
+    for on in (False, True):
+        instrument = Probe().open(copy.deepcopy(model).float(), NORMS)
+        with instrument.micro_batch(), torch.autocast("cpu", torch.bfloat16, enabled=on):
+            alike(instrument.model, x.float()).mean().backward()
+        found.append(instrument.finish().variance_trace)
+    assert relative_error(*found) < 0.05
 
 
 def test_the_engine_trains_with_it() -> None:
