@@ -37,9 +37,11 @@ class DeviceRates:
     filters: int
 
 
-RATES = {"cpu": DeviceRates(5e10, 8e9, 6e-6, 16), "cuda": DeviceRates(3e13, 1.5e12, 8e-6, 8)}
-"""By device type. Filters on a CPU: convolutions with 4 outputs took 0.6, 0.45, 0.41 and 0.09 of the time of those with
-32, 32, 64 and 128 (one thread, AVX-512); on an accelerator from memory, unverified (low)."""
+RATES = {"cpu": DeviceRates(1.2e11, 8e9, 6e-6, 16), "cuda": DeviceRates(3e13, 1.5e12, 8e-6, 8)}
+"""By device type. The flops of a CPU are those of two cores: plain steps of the small convolutional network, the
+residual network and the GPT of the benchmarks come out at 92, 222 and 236 ms, and took 79 to 95, 128 to 152 and 177 to
+182. Filters on a CPU: convolutions with 4 outputs took 0.6, 0.45, 0.41 and 0.09 of the time of those with 32, 32, 64
+and 128 (one thread, AVX-512). On an accelerator from memory, unverified (low)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,4 +98,4 @@ def test_products_and_coordinates_are_paid_beside_norms_and_nothing_is_fused_the
 
 
 def test_seconds_are_flops_and_bytes_over_rates() -> None:
-    assert Cost(5e10, 16e9).seconds(CPU) == pytest.approx(3.0)
+    assert Cost(1.2e11, 16e9).seconds(CPU) == pytest.approx(3.0)
