@@ -73,7 +73,7 @@ class ExampleStep:
             self.sums.add_squares(value, squares)
         weights, rows = value, value != 0
         if request.coordinates is not None:
-            for p, sums in examples.weighted_square_sums(torch.where(rows, weights, torch.inf).rsqrt()):
+            for p, sums in examples.weighted_square_sums(torch.where(rows, weights, torch.inf).reciprocal()):
                 self.square_sums[p] = self.square_sums.get(p, 0) + sums
         if request.inner_products:
             self.kept.append((examples, weights, squares[rows] / weights[rows].square()))

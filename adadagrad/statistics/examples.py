@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from adadagrad.statistics.calls import KeptCall
 from adadagrad.statistics.fallback import rerun_gradients
 from adadagrad.statistics.recorder import Recorder
-from adadagrad.statistics.rules.base import chunks, dot_per_example, squares_per_example
+from adadagrad.statistics.rules.base import chunks, dot_per_example, squares_per_example, weighted_squares
 
 
 class Examples:
@@ -124,30 +124,40 @@ class Examples:
                     total[part] += dot_per_example(gradient, directions[self._fallback[name]])
         return total
 
-    def weighted_square_sums(self, row_factors: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """Yield sum_i (r_i c_i g_ij)^2 of every parameter, coordinate by coordinate.
+    def weighted_square_sums(self, weights: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Yield sum_i w_i (c_i g_ij)^2 of every parameter, coordinate by coordinate.
 
         Args:
-            row_factors: r_i, float64 (n,); 1/sqrt(c_i) makes it sum c_i g_ij^2.
+            weights: w_i, float64 (n,); 1/c_i makes it sum c_i g_ij^2.
 
         Yields:
             Parameter and float64 tensor of its shape.
         """
+        for entry in self._kept:
+            call = entry.call
+            single = {name: p for name, p in call.parameters.items() if len(self._uses.get(p, ())) == 1}
+            if single:
+                sums = call.rule.square_sums(call.layer, entry.x, entry.gy, single, weights)
+                yield from ((single[name], total) for name, total in sums.items())
         for p, uses in self._uses.items():
-            total = torch.zeros_like(p, dtype=torch.float64)
-            for part, gradient in self._summed(p, uses):
-                total += _square_sum(gradient, row_factors[part])
-            yield p, total
-        sums: dict[str, Tensor] = {}
+            if len(uses) > 1:
+                total = torch.zeros_like(p, dtype=torch.float64)
+                for part, gradient in self._summed(p, uses):
+                    total += weighted_squares(gradient, weights[part])
+                yield p, total
+        rerun: dict[str, Tensor] = {}
         for part, gradients in self._rerun():
             for name, gradient in gradients.items():
-                sums[name] = sums.get(name, torch.tensor(0.0)) + _square_sum(gradient, row_factors[part])
-        for name, total in sums.items():
+                rerun[name] = rerun.get(name, torch.tensor(0.0)) + weighted_squares(gradient, weights[part])
+        for name, total in rerun.items():
             yield self._fallback[name], total
 
     def _summed(self, p: nn.Parameter, uses: list[tuple[KeptCall, str]]) -> Iterator[tuple[slice, Tensor]]:
         """Yield the per-example gradients of a parameter, added over its calls, a chunk at a time."""
-        for part in chunks(self.n, p.numel() * p.element_size()):
+        sizes = [
+            entry.call.rule.bytes_per_example(entry.call.layer, entry.x, entry.gy, {name: p}) for entry, name in uses
+        ]
+        for part in chunks(self.n, max(sizes)):
             gradients = [
                 entry.call.rule.gradients(entry.call.layer, entry.x[part], entry.gy[part], {name})[name]
                 for entry, name in uses
@@ -169,9 +179,3 @@ class Examples:
 
 def _wide(values: Tensor) -> Tensor:
     return values.double() if values.is_floating_point() else values
-
-
-def _square_sum(gradient: Tensor, row_factors: Tensor) -> Tensor:
-    """Return sum_i (r_i x_i)^2 over the first dimension, float64."""
-    rows = gradient.double() * row_factors.view(-1, *[1] * (gradient.dim() - 1))
-    return rows.square().sum(0)

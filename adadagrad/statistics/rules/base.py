@@ -15,6 +15,9 @@ CHUNK_BYTES = 1 << 22
 FEW_ELEMENTS = 1 << 14
 """Elements up to which norms are taken in float64 at once, which then costs less than a conversion afterwards."""
 
+ROWS = 512
+"""Most rows that are added in float32 before they go to a float64 sum: sums of 512 squares are off by up to 4e-7."""
+
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
@@ -84,6 +87,41 @@ class AbstractRule(abc.ABC, Generic[Layer]):
             float64 (n,).
         """
 
+    def square_sums(
+        self, layer: Layer, x: Tensor, gy: Tensor, parameters: Mapping[str, Tensor], weights: Tensor
+    ) -> dict[str, Tensor]:
+        """Return sum_i w_i g_ij^2 of the wanted parameters, coordinate by coordinate.
+
+        By default every example's gradient is formed, a few megabytes at a time: one more weight gradient.
+
+        Args:
+            layer: The module that was called.
+            x: Its input (n, ...).
+            gy: Its output's gradient (n, ...).
+            parameters: name -> parameter, for the wanted ones.
+            weights: w_i >= 0, float64 (n,).
+
+        Returns:
+            name -> float64 tensor of the parameter's shape [grad^2]. In float32 each is within 4e-7 of itself, beside
+            the rounding of the g_ij.
+        """
+        sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
+        for part in chunks(len(x), self.bytes_per_example(layer, x, gy, parameters)):
+            for name, gradient in self.gradients(layer, x[part], gy[part], parameters.keys()).items():
+                sums[name] += weighted_squares(gradient, weights[part])
+        return sums
+
+    def bytes_per_example(self, layer: Layer, x: Tensor, gy: Tensor, parameters: Mapping[str, Tensor]) -> int:
+        """Return the bytes that `gradients` takes for one example.
+
+        Args:
+            layer: The module that was called.
+            x: Its input (n, ...).
+            gy: Its output's gradient (n, ...).
+            parameters: name -> parameter, for the wanted ones.
+        """
+        return sum(p.numel() for p in parameters.values()) * gy.element_size()
+
 
 def sum_per_example(product: Tensor) -> Tensor:
     """Sum everything but the first dimension, accumulated in float64.
@@ -129,6 +167,23 @@ def squares_per_example(values: Tensor) -> Tensor:
     wide = values.numel() <= FEW_ELEMENTS or values.dtype.itemsize < 4
     norms: Tensor = torch.linalg.vector_norm(values.flatten(1), dim=1, dtype=torch.float64 if wide else None)
     return norms.double().square_()
+
+
+def weighted_squares(gradients: Tensor, weights: Tensor) -> Tensor:
+    """Return sum_i w_i g_ij^2 over the first dimension.
+
+    Args:
+        gradients: g_i (n, ...).
+        weights: w_i, float64 (n,).
+
+    Returns:
+        float64 of one row's shape; squared and added in float32 at least, `ROWS` rows at a time.
+    """
+    rows = at_least_single(gradients).reshape(len(gradients), -1)
+    total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+    for some, factors in zip(torch.split(rows, ROWS), torch.split(weights.to(rows.dtype), ROWS), strict=True):
+        total += torch.mv(some.square().mT, factors)
+    return total.view(gradients.shape[1:])
 
 
 def chunks(n: int, bytes_per_example: int) -> Iterator[slice]:

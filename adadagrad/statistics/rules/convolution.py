@@ -37,7 +37,9 @@ class ConvolutionRule(AbstractRule[nn.Conv1d | nn.Conv2d | nn.Conv3d]):
         """Return the per-example weight gradients (n, *weight shape) and bias gradients (n, channels)."""
         found = {}
         if "weight" in names:
-            found["weight"] = weight_gradients(layer, *_padded(layer, x), gy)
+            inputs, padding = _padded(layer, x)
+            form = _from_patches if has_few_channels(layer, x) else weight_gradients
+            found["weight"] = form(layer, inputs, padding, gy).view(-1, *layer.weight.shape)
         if "bias" in names:
             found["bias"] = gy.flatten(2).sum(2)
         return found
@@ -50,10 +52,8 @@ class ConvolutionRule(AbstractRule[nn.Conv1d | nn.Conv2d | nn.Conv3d]):
         if "weight" in names and isinstance(layer, nn.Conv2d) and gram_is_cheaper(layer, x):
             total += gram_square_norms(layer, x, gy)
         elif "weight" in names:
-            inputs, padding = _padded(layer, x)
-            gradients = _from_patches if has_few_channels(layer, x) else weight_gradients
-            for part in chunks(len(x), _bytes_at_once(layer, inputs, gy)):
-                total[part] += squares_per_example(gradients(layer, inputs[part], padding, gy[part]))
+            for part in chunks(len(x), _bytes_at_once(layer, x, gy)):
+                total[part] += squares_per_example(self.gradients(layer, x[part], gy[part], {"weight"})["weight"])
         return total
 
     def inner_products(self, layer: Convolution, x: Tensor, gy: Tensor, directions: Mapping[str, Tensor]) -> Tensor:
@@ -68,6 +68,10 @@ class ConvolutionRule(AbstractRule[nn.Conv1d | nn.Conv2d | nn.Conv3d]):
             y = convolve(inputs, weight, None, layer.stride, padding, layer.dilation, layer.groups)
             total += dot_per_example(gy, y)
         return total
+
+    def bytes_per_example(self, layer: Convolution, x: Tensor, gy: Tensor, parameters: Mapping[str, Tensor]) -> int:
+        """Return the bytes of one example's gradients, or of its patches where these are formed."""
+        return max(super().bytes_per_example(layer, x, gy, parameters), _bytes_at_once(layer, x, gy))
 
 
 def _padded(layer: Convolution, x: Tensor) -> tuple[Tensor, list[int]]:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import AbstractRule, dot_per_example, squares_per_example
+from adadagrad.statistics.rules.base import AbstractRule, chunks, dot_per_example, squares_per_example
 
 
 class EmbeddingRule(AbstractRule[nn.Embedding]):
@@ -22,7 +22,7 @@ class EmbeddingRule(AbstractRule[nn.Embedding]):
         return True
 
     def gradients(self, layer: nn.Embedding, x: Tensor, gy: Tensor, names: Collection[str]) -> dict[str, Tensor]:
-        """Return (n, vocabulary, features); large: used in chunks, for tied weights and coordinates only."""
+        """Return (n, vocabulary, features); large: used in chunks, for tied weights only."""
         n, tokens, rows = _rows(layer, x, gy)
         keys = torch.arange(n, device=x.device).repeat_interleave(tokens.shape[1]) * layer.num_embeddings
         flat = rows.new_zeros(n * layer.num_embeddings, layer.embedding_dim)
@@ -31,12 +31,9 @@ class EmbeddingRule(AbstractRule[nn.Embedding]):
 
     def square_norms(self, layer: nn.Embedding, x: Tensor, gy: Tensor, names: Collection[str]) -> Tensor:
         """Return the norms from one sum per (example, token) pair that occurs."""
-        n, tokens, rows = _rows(layer, x, gy)
-        keys = torch.arange(n, device=x.device).repeat_interleave(tokens.shape[1]) * layer.num_embeddings
-        pairs, where = torch.unique(keys + tokens.flatten(), return_inverse=True)
-        sums = rows.new_zeros(len(pairs), layer.embedding_dim).index_add_(0, where, rows.flatten(0, 1))
-        total = torch.zeros(n, dtype=torch.float64, device=x.device)
-        return total.index_add_(0, pairs // layer.num_embeddings, squares_per_example(sums))
+        examples, _, sums = _by_pair(layer, x, gy)
+        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        return total.index_add_(0, examples, squares_per_example(sums))
 
     def inner_products(self, layer: nn.Embedding, x: Tensor, gy: Tensor, directions: Mapping[str, Tensor]) -> Tensor:
         """Return <rows of the output gradient, the direction's rows at the same tokens>."""
@@ -44,6 +41,28 @@ class EmbeddingRule(AbstractRule[nn.Embedding]):
         if "weight" not in directions:
             return torch.zeros(n, dtype=torch.float64, device=x.device)
         return dot_per_example(rows, directions["weight"][tokens])
+
+    def square_sums(
+        self, layer: nn.Embedding, x: Tensor, gy: Tensor, parameters: Mapping[str, Tensor], weights: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the sums from the same pairs: each one's square goes to the row of its token."""
+        sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
+        examples, tokens, pairs = _by_pair(layer, x, gy)
+        factors = weights[examples].unsqueeze(1)
+        for part in chunks(len(pairs), layer.embedding_dim * factors.element_size()):
+            squares = pairs[part].double().square().mul_(factors[part])
+            for total in sums.values():
+                total.index_add_(0, tokens[part], squares)
+        return sums
+
+
+def _by_pair(layer: nn.Embedding, x: Tensor, gy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the examples and tokens (m,) of all pairs that occur, and the gradient (m, features) of each."""
+    n, tokens, rows = _rows(layer, x, gy)
+    keys = torch.arange(n, device=x.device).repeat_interleave(tokens.shape[1]) * layer.num_embeddings
+    pairs, where = torch.unique(keys + tokens.flatten(), return_inverse=True)
+    sums = rows.new_zeros(len(pairs), layer.embedding_dim).index_add_(0, where, rows.flatten(0, 1))
+    return pairs // layer.num_embeddings, pairs % layer.num_embeddings, sums
 
 
 def _rows(layer: nn.Embedding, x: Tensor, gy: Tensor) -> tuple[int, Tensor, Tensor]:

@@ -3,6 +3,7 @@ r"""Linear layers: for one position per example the gradient is an outer product
 With A_i the input (T x d) and B_i the output gradient (T x p) of example i, the weight's gradient is B_i^T A_i.
 
 - T = 1: |g_i|^2 = |a|^2 |b|^2, with the bias (|a|^2 + 1) |b|^2: no product at all.
+  Sums over examples of squared coordinates are a product of squares, sum_i w_i b_io^2 a_id^2.
 - T > 1: either |B_i^T A_i|_F^2 directly, 2 T d p flop, or the Gram form sum (A_i A_i^T) * (B_i B_i^T),
   2 T^2 (p + d) flop; the Gram form wins iff T (p + d) < p d, decided at every call because T changes.
 
@@ -18,7 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import AbstractRule, at_least_single, chunks, dot_per_example, squares_per_example
+from adadagrad.statistics.rules.base import (
+    ROWS,
+    AbstractRule,
+    at_least_single,
+    chunks,
+    dot_per_example,
+    squares_per_example,
+)
 
 
 class LinearRule(AbstractRule[nn.Linear]):
@@ -63,6 +71,22 @@ class LinearRule(AbstractRule[nn.Linear]):
                 return torch.zeros(len(x), dtype=torch.float64, device=x.device)
             return dot_per_example(gy, bias)
         return dot_per_example(gy, F.linear(x, weight, bias))
+
+    def square_sums(
+        self, layer: nn.Linear, x: Tensor, gy: Tensor, parameters: Mapping[str, Tensor], weights: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the sums; for one position one product of squared inputs and squared output gradients."""
+        if x.dim() > 2:
+            return super().square_sums(layer, x, gy, parameters, weights)
+        sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
+        for a, b, w in zip(*(torch.split(t, ROWS) for t in (x, gy, weights)), strict=True):
+            b = at_least_single(b).square()
+            b.mul_(w.to(b.dtype).unsqueeze(1))
+            if "weight" in sums:
+                sums["weight"] += b.mT @ at_least_single(a).square()
+            if "bias" in sums:
+                sums["bias"] += b.sum(0)
+        return sums
 
 
 def _positions(values: Tensor, features: int) -> Tensor:
