@@ -102,10 +102,10 @@ class ExampleInstrument(AbstractInstrument):
             coverage.refuse_leftovers(parameters)
         verify = first and self._accounting.due
         self._layout.calibrated &= not verify
-        keep_all = verify or self.request.inner_products or self.request.coordinates is not None
+        keep = self.request.inner_products or self.request.coordinates is not None
         step = ExampleStep() if self._step is None else self._step
         if self._sketching is None:
-            keep_all |= self._small_noise if first else bool(step.totals)
+            keep |= self._small_noise if first else bool(step.totals)
         else:
             if step.sketches is None:
                 step.sketches = self._sketching.start(self._accounting.measured)
@@ -116,8 +116,9 @@ class ExampleInstrument(AbstractInstrument):
             self._layout,
             num_examples,
             set(self.fallback.values()),
-            keep_all=keep_all,
-            fuse=self._fuse and not keep_all,
+            keep=keep,
+            verify=verify,
+            fuse=self._fuse and not verify,
             watch_model=verify or bool(self.fallback),
             calibrate=self._calibrate,
         )
@@ -146,7 +147,7 @@ class ExampleInstrument(AbstractInstrument):
             recorder.check(changed)
             counted = recorder.intake.counted - recorder.shared
             self._accounting.cover(parameters, changed, counted, recorder.intake.kept, verify=verify)
-            self._read(step, recorder, before, coefficients, first=first and keep_all and self._sketching is None)
+            self._read(step, recorder, before, coefficients, first=first and (keep or verify) and self._sketching is None)
         if first:
             self._accounting.count_step()
         if step.part.failure is not None:

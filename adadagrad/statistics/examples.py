@@ -93,7 +93,8 @@ class Examples:
             few._leaf, few._fallback, few._uses = self._leaf.detach()[part], {}, defaultdict(list)
             few.n = len(few._leaf)
             few._kept = [
-                KeptCall(entry.call, _wide(entry.x[part]), _wide(entry.gy[part]), entry.names) for entry in self._kept
+                KeptCall(call.call, _wide(call.x[part]), _wide(call.gy[part]), frozenset(call.call.parameters))
+                for call in self._kept
             ]
             few._find_uses()
             yield part, few

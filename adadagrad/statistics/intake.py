@@ -17,11 +17,11 @@ class Intake:
     """Takes in every call's output gradient, and delivers its squares or keeps the call for later.
 
     Args:
-        keep_all: Keep every call's tensors, for inner products, coordinates or verification, and deliver
-            nothing through the leaf.
+        keep: Keep every call's tensors, for inner products or coordinates, also where its squares are delivered.
+        verify: Keep them all and deliver nothing through the leaf: a parameter may turn out to be the fallback's.
     """
 
-    def __init__(self, *, keep_all: bool) -> None:
+    def __init__(self, *, keep: bool, verify: bool) -> None:
         self.kept: list[KeptCall] = []
         self.counted: set[nn.Parameter] = set()
         """Parameters of calls whose squares were delivered, or that were kept."""
@@ -32,7 +32,7 @@ class Intake:
         """Time spent in taps and trial runs."""
         self.uses: dict[nn.Parameter, int] = {}
         """Calls per parameter in this micro-batch."""
-        self._keep_all, self._open = keep_all, True
+        self._keep, self._verify, self._open = keep, verify, True
         self._fired: set[LayerCall | RecordedCall] = set()
 
     @property
@@ -126,7 +126,7 @@ class Intake:
             self.seconds += time.perf_counter() - started + seconds
 
     def _take_in(self, call: LayerCall, x: Tensor | None, gy: Tensor, squares: Tensor | None) -> Tensor | None:
-        """Keep the call for parameters that must wait for other calls; return the squares of the others."""
+        """Keep the call if it is needed later; return the squares of parameters that need not wait for other calls."""
         self.admit(call, call.name, intact=x is not None)
         assert x is not None
         if gy.is_nested:
@@ -136,8 +136,8 @@ class Intake:
             x, gy = x.movedim(call.dims[0], 0), gy.movedim(call.dims[1], 0)
         if x.dtype != gy.dtype and x.is_floating_point():
             x = x.to(gy.dtype)
-        late = {name for name, p in call.parameters.items() if self._keep_all or self.uses.get(p, 0) > 1}
-        if late:
+        late = {name for name, p in call.parameters.items() if self._verify or self.uses.get(p, 0) > 1}
+        if late or self._keep:
             self.kept.append(KeptCall(call, x, gy, frozenset(late)))
         prompt = call.parameters.keys() - late
         self.delivered |= bool(prompt)

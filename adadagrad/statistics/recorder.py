@@ -37,7 +37,8 @@ class Recorder:
         layout: Where the examples are; calibrated here at the model's first call.
         num_examples: n, or None to read it off the model's first tensor argument.
         excluded: Parameters that the fallback counts.
-        keep_all: Keep every call's tensors; see `Intake`.
+        keep: Keep every call's tensors; see `Intake`.
+        verify: Deliver nothing before all calls are known; see `Intake`.
         watch_model: Also keep the model's arguments and output gradients, for the fallback.
         calibrate: Make the trial runs if they have not been made.
         fuse: Form weight gradients example by example where a fused rule suits.
@@ -51,12 +52,13 @@ class Recorder:
         num_examples: int | None,
         excluded: set[nn.Parameter],
         *,
-        keep_all: bool,
+        keep: bool,
+        verify: bool,
         watch_model: bool,
         calibrate: bool,
         fuse: bool,
     ) -> None:
-        self.intake = Intake(keep_all=keep_all)
+        self.intake = Intake(keep=keep, verify=verify)
         """What the backward brought."""
         self.model_calls: list[ModelCall] = []
         self.entrance = EagerUntilCalled()

@@ -18,7 +18,7 @@ from adadagrad.statistics.rules import FUSED, base, fused_convolution, fused_lin
 from adadagrad.statistics.rules.convolution import ConvolutionRule
 from adadagrad.statistics.rules.patch_gram import gram_is_cheaper, gram_square_norms
 from tests.oracles import naive_statistics, relative_error
-from tests.statistics.checking import Composite, floats, losses_of
+from tests.statistics.checking import BLOCKS, EVERYTHING, Composite, assert_close, floats, losses_of, measure_once
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(4, 3), (6, 5, 4)),
@@ -71,6 +71,18 @@ def train(
     assert relative_error(statistics.variance_trace, expected.variance_trace) < 1e-10
     assert relative_error(statistics.grad_norm_sq, expected.grad_norm_sq) < 1e-10
     return gradients
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_norms_are_fused_beside_products_and_coordinates(name: str, calls: list[str]) -> None:
+    layer, shape = LAYERS[name]
+    torch.manual_seed(5)
+    model, x = nn.Sequential(layer(), nn.ReLU(inplace=True)).double(), floats(*shape)
+    instrument = PerExample().open(model, EVERYTHING)
+    for _ in range(STEPS):
+        statistics = measure_once(instrument, lambda m: losses_of(m, (x,)))[0]
+    assert calls == [type(model[0]).__name__]
+    assert_close(statistics, naive_statistics(model, lambda m: losses_of(m, (x,)), BLOCKS))
 
 
 def ordinary(model: nn.Module, x: Tensor) -> list[Tensor]:
