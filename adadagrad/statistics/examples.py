@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from adadagrad.statistics.calls import KeptCall
 from adadagrad.statistics.fallback import rerun_gradients
 from adadagrad.statistics.recorder import Recorder
-from adadagrad.statistics.rules.base import chunks, dot_per_example, squares_per_example, weighted_squares
+from adadagrad.statistics.rules.base import chunks, products_per_example, squares_per_example, weighted_squares
 
 
 class Examples:
@@ -122,7 +122,7 @@ class Examples:
         for part, gradients in self._rerun():
             for name, gradient in gradients.items():
                 if self._fallback[name] in directions:
-                    total[part] += dot_per_example(gradient, directions[self._fallback[name]])
+                    total[part] += products_per_example(gradient, directions[self._fallback[name]])
         return total
 
     def weighted_square_sums(self, weights: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:

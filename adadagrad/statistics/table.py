@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from adadagrad.statistics.rules.base import AbstractRule, dot_per_example, squares_per_example
+from adadagrad.statistics.rules.base import AbstractRule, products_per_example, squares_per_example
 
 
 class TableRule(AbstractRule[nn.Module]):
@@ -37,7 +37,7 @@ class TableRule(AbstractRule[nn.Module]):
     def inner_products(self, layer: nn.Module, x: Tensor, gy: Tensor, directions: Mapping[str, Tensor]) -> Tensor:
         """Return the products with the gradients."""
         (direction,) = directions.values()
-        return dot_per_example(through_views(gy, self._end, self._parameter), direction)
+        return products_per_example(through_views(gy, self._end, self._parameter), direction)
 
 
 def through_views(gradients: Tensor, end: GradientEdge | None, source: nn.Parameter | GradientEdge) -> Tensor:

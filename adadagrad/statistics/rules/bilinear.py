@@ -22,7 +22,7 @@ from adadagrad.statistics.rules.base import (
     AbstractRule,
     at_least_single,
     chunks,
-    dot_per_example,
+    products_per_example,
     squares_per_example,
     sum_per_example,
 )
@@ -94,9 +94,9 @@ class _TripleProduct(AbstractRule[nn.Bilinear]):
         total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         if "weight" in directions:
             left, right = _inputs(layer, x)
-            total += dot_per_example(gy, F.bilinear(left.contiguous(), right.contiguous(), directions["weight"]))
+            total += products_per_example(gy, F.bilinear(left.contiguous(), right.contiguous(), directions["weight"]))
         if "bias" in directions:
-            total += dot_per_example(gy, directions["bias"])
+            total += products_per_example(gy, directions["bias"])
         return total
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import AbstractRule, chunks, dot_per_example, squares_per_example
+from adadagrad.statistics.rules.base import AbstractRule, chunks, products_per_example, squares_per_example
 from adadagrad.statistics.rules.patch_gram import gram_is_cheaper, gram_square_norms
 
 FEW_CHANNELS = 8
@@ -59,15 +59,12 @@ class ConvolutionRule(AbstractRule[nn.Conv1d | nn.Conv2d | nn.Conv3d]):
     def inner_products(self, layer: Convolution, x: Tensor, gy: Tensor, directions: Mapping[str, Tensor]) -> Tensor:
         """Return <gy_i, the convolution of x_i with the directions as its parameters>."""
         weight, bias = directions.get("weight"), directions.get("bias")
-        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        if bias is not None:
-            total += gy.flatten(2).sum(2).double() @ bias.double()
-        if weight is not None:
-            inputs, padding = _padded(layer, x)
-            convolve = (F.conv1d, F.conv2d, F.conv3d)[x.dim() - 3]
-            y = convolve(inputs, weight, None, layer.stride, padding, layer.dilation, layer.groups)
-            total += dot_per_example(gy, y)
-        return total
+        if weight is None:
+            return gy.flatten(2).sum(2).double() @ directions["bias"].double()
+        inputs, padding = _padded(layer, x)
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[x.dim() - 3]
+        y = convolve(inputs, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
+        return products_per_example(gy, y)
 
     def bytes_per_example(self, layer: Convolution, x: Tensor, gy: Tensor, parameters: Mapping[str, Tensor]) -> int:
         """Return the bytes of one example's gradients, or of its patches where these are formed."""

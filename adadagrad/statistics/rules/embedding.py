@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import AbstractRule, chunks, dot_per_example, squares_per_example
+from adadagrad.statistics.rules.base import AbstractRule, chunks, products_per_example, squares_per_example
 
 
 class EmbeddingRule(AbstractRule[nn.Embedding]):
@@ -40,7 +40,7 @@ class EmbeddingRule(AbstractRule[nn.Embedding]):
         n, tokens, rows = _rows(layer, x, gy)
         if "weight" not in directions:
             return torch.zeros(n, dtype=torch.float64, device=x.device)
-        return dot_per_example(rows, directions["weight"][tokens])
+        return products_per_example(rows, directions["weight"][tokens])
 
     def square_sums(
         self, layer: nn.Embedding, x: Tensor, gy: Tensor, parameters: Mapping[str, Tensor], weights: Tensor

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import AbstractRule, chunks, dot_per_example, squares_per_example
+from adadagrad.statistics.rules.base import AbstractRule, chunks, products_per_example, squares_per_example
 from adadagrad.statistics.rules.whole import AbstractWholeRule, Part, RecordedCall
 
 MAX_EXAMPLES_AT_ONCE = 16
@@ -85,7 +85,7 @@ class ExampleRule(AbstractRule[nn.Module]):
         total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         for part, gradients in self._pieces(layer, x, set(directions)):
             for name, gradient in gradients.items():
-                total[part] += dot_per_example(gradient, directions[name])
+                total[part] += products_per_example(gradient, directions[name])
         return total
 
     def _pieces(self, layer: nn.Module, x: Tensor, names: Collection[str]) -> Iterator[tuple[slice, dict[str, Tensor]]]:

@@ -25,6 +25,7 @@ from adadagrad.statistics.rules.base import (
     at_least_single,
     chunks,
     dot_per_example,
+    products_per_example,
     squares_per_example,
 )
 
@@ -69,8 +70,8 @@ class LinearRule(AbstractRule[nn.Linear]):
         if weight is None:
             if bias is None:
                 return torch.zeros(len(x), dtype=torch.float64, device=x.device)
-            return dot_per_example(gy, bias)
-        return dot_per_example(gy, F.linear(x, weight, bias))
+            return products_per_example(gy, bias)
+        return products_per_example(gy, F.linear(x, weight, bias))
 
     def square_sums(
         self, layer: nn.Linear, x: Tensor, gy: Tensor, parameters: Mapping[str, Tensor], weights: Tensor

@@ -7,13 +7,13 @@ not for BatchNorm in training mode).
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TypeAlias
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import at_least_single
+from adadagrad.statistics.rules.base import at_least_single, products_per_example
 from adadagrad.statistics.rules.small import AbstractSmallRule
 
 Normalization: TypeAlias = nn.LayerNorm | nn.RMSNorm | nn.GroupNorm
@@ -38,14 +38,21 @@ class NormalizationRule(AbstractSmallRule[nn.LayerNorm | nn.RMSNorm | nn.GroupNo
             found["bias"] = _over_positions(layer, gy)
         return found
 
+    def inner_products(self, layer: Normalization, x: Tensor, gy: Tensor, directions: Mapping[str, Tensor]) -> Tensor:
+        """Return <gy_i, the layer applied to x_i with the directions as gain and shift>."""
+        if "weight" not in directions:
+            return super().inner_products(layer, x, gy, directions)
+        gain, shift = (None if v is None else at_least_single(v) for v in map(directions.get, ("weight", "bias")))
+        return products_per_example(gy, _normalized(layer, at_least_single(x), gain, shift))
 
-def _normalized(layer: Normalization, x: Tensor) -> Tensor:
-    """Return the layer's normalised input, without gain and shift."""
+
+def _normalized(layer: Normalization, x: Tensor, gain: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    """Return the layer's normalised input, by default without gain and shift."""
     if isinstance(layer, nn.GroupNorm):
-        return F.group_norm(x, layer.num_groups, None, None, layer.eps)
+        return F.group_norm(x, layer.num_groups, gain, shift, layer.eps)
     if isinstance(layer, nn.RMSNorm):
-        return F.rms_norm(x, layer.normalized_shape, None, layer.eps)
-    return F.layer_norm(x, layer.normalized_shape, None, None, layer.eps)
+        return F.rms_norm(x, layer.normalized_shape, gain, layer.eps)
+    return F.layer_norm(x, layer.normalized_shape, gain, shift, layer.eps)
 
 
 def _over_positions(layer: Normalization, values: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import AbstractRule, dot_per_example, squares_per_example
+from adadagrad.statistics.rules.base import AbstractRule, products_per_example, squares_per_example
 from adadagrad.statistics.rules.linear import weight_square_norms
 
 
@@ -54,9 +54,9 @@ class ProductRule(AbstractRule[nn.Module]):
         total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         used = slice(self._start, self._start + gy.shape[2])
         if "weight" in directions:
-            total += dot_per_example(gy, F.linear(x, directions["weight"][used]))
+            total += products_per_example(gy, F.linear(x, directions["weight"][used]))
         if "bias" in directions:
-            total += dot_per_example(gy, directions["bias"][used])
+            total += products_per_example(gy, directions["bias"][used])
         return total
 
     def _placed(self, gradients: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from adadagrad.statistics.rules.base import AbstractRule, Layer, dot_per_example, squares_per_example
+from adadagrad.statistics.rules.base import AbstractRule, Layer, products_per_example, squares_per_example
 
 
 class AbstractSmallRule(AbstractRule[Layer]):
@@ -28,5 +28,5 @@ class AbstractSmallRule(AbstractRule[Layer]):
         """Return <gradient_i, direction> from the gradients themselves."""
         total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         for name, gradient in self.gradients(layer, x, gy, set(directions)).items():
-            total += dot_per_example(gradient, directions[name])
+            total += products_per_example(gradient, directions[name])
         return total

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import AbstractRule, chunks, dot_per_example, squares_per_example
+from adadagrad.statistics.rules.base import AbstractRule, chunks, products_per_example, squares_per_example
 
 Transposed: TypeAlias = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
@@ -49,15 +49,12 @@ class TransposedConvolutionRule(AbstractRule[nn.ConvTranspose1d | nn.ConvTranspo
     def inner_products(self, layer: Transposed, x: Tensor, gy: Tensor, directions: Mapping[str, Tensor]) -> Tensor:
         """Return <gy_i, the transposed convolution of x_i with the directions as its parameters>."""
         weight, bias = directions.get("weight"), directions.get("bias")
-        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        if bias is not None:
-            total += gy.flatten(2).sum(2).double() @ bias.double()
-        if weight is not None:
-            convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[x.dim() - 3]
-            padding, output_padding = _paddings(layer, x, gy)
-            y = convolve(x, weight, None, layer.stride, padding, output_padding, layer.groups, layer.dilation)
-            total += dot_per_example(gy, y)
-        return total
+        if weight is None:
+            return gy.flatten(2).sum(2).double() @ directions["bias"].double()
+        convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[x.dim() - 3]
+        padding, output_padding = _paddings(layer, x, gy)
+        y = convolve(x, weight, bias, layer.stride, padding, output_padding, layer.groups, layer.dilation)
+        return products_per_example(gy, y)
 
 
 def _paddings(layer: Transposed, x: Tensor, gy: Tensor) -> tuple[list[int], list[int]]:
