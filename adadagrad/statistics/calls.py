@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adadagrad.statistics.rules import AbstractRule
+from adadagrad.statistics.rules.squaring import SquareSums
 
 SEVERAL_BACKWARDS = (
     "several backward passes ran in one measured micro-batch: add the losses first, or measure one micro-batch for "
@@ -36,6 +37,7 @@ class LayerCall:
         rule: Its rule.
         parameters: Its trainable parameters that rules count, by their name in the layer.
         dims: Batch dimensions of input and output.
+        square_sums: Sums over the examples that a fused rule adds up in the backward; empty otherwise.
     """
 
     name: str
@@ -43,6 +45,7 @@ class LayerCall:
     rule: AbstractRule[Any]
     parameters: dict[str, nn.Parameter]
     dims: tuple[int, int]
+    square_sums: SquareSums = field(default_factory=SquareSums)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

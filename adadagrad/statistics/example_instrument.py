@@ -117,6 +117,7 @@ class ExampleInstrument(AbstractInstrument):
             num_examples,
             set(self.fallback.values()),
             keep=keep,
+            square=self.request.coordinates is not None,
             verify=verify,
             fuse=self._fuse and not verify,
             watch_model=verify or bool(self.fallback),

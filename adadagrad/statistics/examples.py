@@ -134,10 +134,13 @@ class Examples:
         Yields:
             Parameter and float64 tensor of its shape.
         """
+        equal = bool((weights == weights[:1]).all())
         for entry in self._kept:
-            call = entry.call
+            call, known = entry.call, entry.call.square_sums.totals
             single = {name: p for name, p in call.parameters.items() if len(self._uses.get(p, ())) == 1}
-            if single:
+            if equal and single and single.keys() <= known.keys():
+                yield from ((p, known[name] * weights[0]) for name, p in single.items())
+            elif single:
                 sums = call.rule.square_sums(call.layer, entry.x, entry.gy, single, weights)
                 yield from ((single[name], total) for name, total in sums.items())
         for p, uses in self._uses.items():

@@ -18,10 +18,13 @@ class Intake:
 
     Args:
         keep: Keep every call's tensors, for inner products or coordinates, also where its squares are delivered.
+        square: Add up squared coordinates where a fused rule forms gradients.
         verify: Keep them all and deliver nothing through the leaf: a parameter may turn out to be the fallback's.
     """
 
-    def __init__(self, *, keep: bool, verify: bool) -> None:
+    def __init__(self, *, keep: bool, square: bool, verify: bool) -> None:
+        self.square = square
+        """Whether fused rules add up squared coordinates."""
         self.kept: list[KeptCall] = []
         self.counted: set[nn.Parameter] = set()
         """Parameters of calls whose squares were delivered, or that were kept."""
@@ -123,7 +126,7 @@ class Intake:
             self.failure = error
             return None
         finally:
-            self.seconds += time.perf_counter() - started + seconds
+            self.seconds += time.perf_counter() - started + seconds + call.square_sums.seconds
 
     def _take_in(self, call: LayerCall, x: Tensor | None, gy: Tensor, squares: Tensor | None) -> Tensor | None:
         """Keep the call if it is needed later; return the squares of parameters that need not wait for other calls."""

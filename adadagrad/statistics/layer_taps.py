@@ -22,6 +22,7 @@ from adadagrad.statistics.intake import Intake
 from adadagrad.statistics.layout import Layout
 from adadagrad.statistics.rules import AbstractFusedRule, AbstractRule
 from adadagrad.statistics.rules.base import own_parameters
+from adadagrad.statistics.rules.squaring import SquareSums, Squaring
 from adadagrad.statistics.shared import SharedTensors
 from adadagrad.statistics.taps import Tap
 
@@ -119,11 +120,12 @@ class LayerTaps:
         state = self._state
         if state.leaf is None or state.calibration is not None or not self._layout.examples_first(name):
             return None
-        taken = fused_call(layer, fused, x, state.leaf)
+        sums = SquareSums()
+        taken = fused_call(layer, Squaring(fused, sums) if self._intake.square else fused, x, state.leaf)
         if taken is None or not self._excluded.isdisjoint(taken.parameters.values()):
             return None
         parameters = taken.parameters
-        call = LayerCall(name, layer, rule, parameters, (0, 0))
+        call = LayerCall(name, layer, rule, parameters, (0, 0), sums)
         if state.depth:
             state.number(name)
             self._intake.count_use(parameters.values())

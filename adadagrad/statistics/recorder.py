@@ -38,6 +38,7 @@ class Recorder:
         num_examples: n, or None to read it off the model's first tensor argument.
         excluded: Parameters that the fallback counts.
         keep: Keep every call's tensors; see `Intake`.
+        square: Add up squared coordinates on the way; see `Intake`.
         verify: Deliver nothing before all calls are known; see `Intake`.
         watch_model: Also keep the model's arguments and output gradients, for the fallback.
         calibrate: Make the trial runs if they have not been made.
@@ -53,12 +54,13 @@ class Recorder:
         excluded: set[nn.Parameter],
         *,
         keep: bool,
+        square: bool,
         verify: bool,
         watch_model: bool,
         calibrate: bool,
         fuse: bool,
     ) -> None:
-        self.intake = Intake(keep=keep, verify=verify)
+        self.intake = Intake(keep=keep, square=square, verify=verify)
         """What the backward brought."""
         self.model_calls: list[ModelCall] = []
         self.entrance = EagerUntilCalled()

@@ -13,11 +13,13 @@ from torch.utils.checkpoint import checkpoint
 from adadagrad.core.errors import InvalidMeasurement
 from adadagrad.statistics import PerExample
 from adadagrad.statistics.base import Request
+from adadagrad.statistics.coordinate import reduce_ratio
 from adadagrad.statistics.fusing import Fused, fused_call
-from adadagrad.statistics.rules import FUSED, base, fused_convolution, fused_linear
+from adadagrad.statistics.rules import FUSED, AbstractRule, base, find_rule, fused_convolution, fused_linear
 from adadagrad.statistics.rules.convolution import ConvolutionRule
 from adadagrad.statistics.rules.patch_gram import gram_is_cheaper, gram_square_norms
-from tests.oracles import naive_statistics, relative_error
+from adadagrad.statistics.rules.squaring import SquareSums, Squaring
+from tests.oracles import example_gradients, naive_statistics, relative_error
 from tests.statistics.checking import BLOCKS, EVERYTHING, Composite, assert_close, floats, losses_of, measure_once
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -83,6 +85,50 @@ def test_norms_are_fused_beside_products_and_coordinates(name: str, calls: list[
         statistics = measure_once(instrument, lambda m: losses_of(m, (x,)))[0]
     assert calls == [type(model[0]).__name__]
     assert_close(statistics, naive_statistics(model, lambda m: losses_of(m, (x,)), BLOCKS))
+
+
+@pytest.mark.parametrize("weights", [[0.2] * 5, [0.1, 0.4, 0.2, 0.0, 0.3]], ids=["equal", "unequal"])
+def test_coordinates_cost_no_product_where_examples_count_alike(
+    weights: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backward adds (c_i g_ij)^2 up; only for unequal c_i the gradients are formed again."""
+    torch.manual_seed(5)
+    layers = [nn.Conv2d(2, 3, 3), nn.GroupNorm(3, 3), nn.Tanh(), nn.Flatten(2), nn.Linear(9, 4), nn.LayerNorm(4)]
+    model, x, c = nn.Sequential(*layers).double(), floats(5, 2, 5, 5), torch.tensor(weights, dtype=torch.float64)
+    instrument, formed = PerExample().open(model, EVERYTHING), []
+
+    def watched(self: object, layer: nn.Module, *args: object) -> dict[str, Tensor]:
+        formed.append(type(layer).__name__)
+        return square_sums(self, layer, *args)
+
+    square_sums = AbstractRule.square_sums
+    monkeypatch.setattr(AbstractRule, "square_sums", watched)
+    for _ in range(STEPS):
+        model.zero_grad()
+        formed.clear()
+        with instrument.micro_batch(coefficients=c):
+            (losses_of(model, (x,)) * c).sum().backward()
+        found = instrument.finish().coordinate_ratio
+    assert len(formed) == (0 if len(set(weights)) == 1 else 4)
+    rows = example_gradients(model, lambda m: losses_of(m, (x,)))
+    mean = c @ rows
+    variances = c @ (rows - mean).square() / (1 - c.square().sum())
+    sizes = [p.numel() for p in model.parameters()]
+    assert relative_error(found, reduce_ratio(variances.split(sizes), mean.split(sizes), BLOCKS)) < 1e-10
+
+
+def test_no_sums_are_left_where_a_fused_rule_fails_on_the_way() -> None:
+    layer, sums = nn.Linear(4, 3).double(), SquareSums()
+    x, gy = floats(6, 5, 4), floats(6, 5, 3)
+    rule = Squaring(FUSED[nn.Linear], sums)
+    parts = rule.backward(layer, x, (), gy, wants_x=False)[1]
+    next(parts)
+    assert not sums.totals
+    assert list(parts) == []
+    gradients = find_rule(layer).gradients(layer, x, gy, {"weight", "bias"})
+    for name, total in sums.totals.items():
+        torch.testing.assert_close(total, gradients[name].square().sum(0), rtol=1e-12, atol=0)
+    assert sums.totals.keys() == {"weight", "bias"}
 
 
 def ordinary(model: nn.Module, x: Tensor) -> list[Tensor]:
