@@ -69,26 +69,28 @@ def reduce_ratio(
     """
     if reduction.kind == "weighted":
         return _weighted_ratio(variances, means, second_moments)
-    if not variances:
+    tensors = [(v.double(), g.double().square()) for v, g in zip(variances, means, strict=True) if v.numel()]
+    if not tensors:
         return 0.0
-    per_tensor = [(v.double().flatten(), g.double().square().flatten()) for v, g in zip(variances, means, strict=True)]
     if reduction.kind == "blocks":
-        per_tensor = [(v.sum().reshape(1), s.sum().reshape(1)) for v, s in per_tensor]
-    flat, squares = (torch.cat(pieces) for pieces in zip(*per_tensor, strict=True))
-    size = flat + squares
-    if bool(size.isnan().any()):
-        return math.nan
+        tensors = [(torch.stack([v.sum() for v, _ in tensors]), torch.stack([s.sum() for _, s in tensors]))]
+    sizes = [v + s for v, s in tensors]
     precision = min(torch.finfo(torch.float32).eps, max(torch.finfo(g.dtype).eps for g in means))
-    largest = size.masked_fill(size.isinf(), 0).amax() if size.numel() else 0.0
-    counted = size > (ROUNDINGS * precision) ** 2 * largest
-    ratios_j = flat[counted] / squares[counted]
-    if ratios_j.numel() == 0:
-        return 0.0
+    largest = _largest(sizes)
+    if math.isnan(largest):
+        return math.nan
+    least = (ROUNDINGS * precision) ** 2 * largest
+    ratios = [v / s for v, s in tensors]
     if reduction.kind in {"max", "blocks"}:
-        return float(ratios_j.max())
+        found = [r.masked_fill_(size <= least, -math.inf).amax() for r, size in zip(ratios, sizes, strict=True)]
+        greatest = float(torch.stack(found).amax())
+        return 0.0 if greatest == -math.inf else greatest
+    counted = torch.cat([r[size > least] for r, size in zip(ratios, sizes, strict=True)])
+    if counted.numel() == 0:
+        return 0.0
     assert reduction.quantile is not None
-    rank = max(1, math.ceil(reduction.quantile * ratios_j.numel() - 1e-9))
-    return float(ratios_j.kthvalue(rank).values)
+    rank = max(1, math.ceil(reduction.quantile * counted.numel() - 1e-9))
+    return float(counted.kthvalue(rank).values)
 
 
 def coordinate_variances(square_sums: Sequence[Tensor], group: Sequence[Tensor], sums: WeightedSums) -> list[Tensor]:
@@ -107,10 +109,18 @@ def coordinate_variances(square_sums: Sequence[Tensor], group: Sequence[Tensor],
         return [torch.full_like(q, math.nan) for q in square_sums]
     variances = []
     for q, total in zip(square_sums, group, strict=True):
-        mean_square = all_reduce_sum(q) / sums.weight
+        variance = all_reduce_sum(q) / sums.weight
         mean = total.double() / sums.weight
-        variances.append(((mean_square - mean.square()) / sums.freedom).clamp_(min=0))
+        variances.append(variance.addcmul_(mean, mean, value=-1).div_(sums.freedom).clamp_(min=0))
     return variances
+
+
+def _largest(sizes: Sequence[Tensor]) -> float:
+    """Return the largest finite element, at least 0 where some are infinite; NaN if any element is."""
+    found = float(torch.stack([size.amax() for size in sizes]).amax())
+    if not math.isinf(found):
+        return found
+    return float(torch.stack([size.masked_fill(size.isinf(), 0).amax() for size in sizes]).amax())
 
 
 def _weighted_ratio(
