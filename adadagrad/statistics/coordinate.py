@@ -15,7 +15,8 @@ size before V_j is formed, so every rank reduces the same numbers to the same ra
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,10 +25,13 @@ from adadagrad.core.comm import all_reduce_sum
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.records import quotient
 from adadagrad.core.reduction import CoordinateReduction
+from adadagrad.core.vectors import PIECE
 from adadagrad.statistics.sums import WeightedSums
 
 ROUNDINGS = 64
 """A gradient smaller than so many units in the last place of the largest one counts as zero."""
+
+Piece: TypeAlias = tuple[Tensor, Tensor]
 
 
 def reduce_ratio(
@@ -69,28 +73,40 @@ def reduce_ratio(
     """
     if reduction.kind == "weighted":
         return _weighted_ratio(variances, means, second_moments)
-    tensors = [(v.double(), g.double().square()) for v, g in zip(variances, means, strict=True) if v.numel()]
-    if not tensors:
+    pairs = [(v.flatten(), g.flatten()) for v, g in zip(variances, means, strict=True) if v.numel()]
+    if not pairs:
         return 0.0
+    precision = min(torch.finfo(torch.float32).eps, max(torch.finfo(g.dtype).eps for _, g in pairs))
+    pieces: Iterable[Piece] = _Pieces(pairs)
     if reduction.kind == "blocks":
-        tensors = [(torch.stack([v.sum() for v, _ in tensors]), torch.stack([s.sum() for _, s in tensors]))]
-    sizes = [v + s for v, s in tensors]
-    precision = min(torch.finfo(torch.float32).eps, max(torch.finfo(g.dtype).eps for g in means))
-    largest = _largest(sizes)
+        sums = [(v.double().sum(), g.double().square().sum()) for v, g in pairs]
+        pieces = [(torch.stack([v for v, _ in sums]), torch.stack([s for _, s in sums]))]
+    largest = _largest(pieces)
     if math.isnan(largest):
         return math.nan
     least = (ROUNDINGS * precision) ** 2 * largest
-    ratios = [v / s for v, s in tensors]
     if reduction.kind in {"max", "blocks"}:
-        found = [r.masked_fill_(size <= least, -math.inf).amax() for r, size in zip(ratios, sizes, strict=True)]
+        found = [(v / s).masked_fill_(v + s <= least, -math.inf).amax() for v, s in pieces]
         greatest = float(torch.stack(found).amax())
         return 0.0 if greatest == -math.inf else greatest
-    counted = torch.cat([r[size > least] for r, size in zip(ratios, sizes, strict=True)])
+    counted = torch.cat([(v / s)[v + s > least] for v, s in pieces])
     if counted.numel() == 0:
         return 0.0
     assert reduction.quantile is not None
     rank = max(1, math.ceil(reduction.quantile * counted.numel() - 1e-9))
     return float(counted.kthvalue(rank).values)
+
+
+class _Pieces:
+    """V_j and g_j^2 in float64, so many coordinates at a time that they stay in a cache; may be gone through again."""
+
+    def __init__(self, pairs: Sequence[Piece]) -> None:
+        self._pairs = pairs
+
+    def __iter__(self) -> Iterator[Piece]:
+        for v, g in self._pairs:
+            for some, others in zip(torch.split(v, PIECE), torch.split(g, PIECE), strict=True):
+                yield some.double(), others.double().square()
 
 
 def coordinate_variances(square_sums: Sequence[Tensor], group: Sequence[Tensor], sums: WeightedSums) -> list[Tensor]:
@@ -115,11 +131,12 @@ def coordinate_variances(square_sums: Sequence[Tensor], group: Sequence[Tensor],
     return variances
 
 
-def _largest(sizes: Sequence[Tensor]) -> float:
-    """Return the largest finite element, at least 0 where some are infinite; NaN if any element is."""
-    found = float(torch.stack([size.amax() for size in sizes]).amax())
+def _largest(pieces: Iterable[Piece]) -> float:
+    """Return the largest finite V_j + g_j^2, at least 0 where some are infinite; NaN if any is."""
+    found = float(torch.stack([(v + s).amax() for v, s in pieces]).amax())
     if not math.isinf(found):
         return found
+    sizes = (v + s for v, s in pieces)
     return float(torch.stack([size.masked_fill(size.isinf(), 0).amax() for size in sizes]).amax())
 
 
