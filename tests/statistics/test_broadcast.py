@@ -282,7 +282,7 @@ def test_the_gradient_is_bitwise_what_it_is_without_measuring() -> None:
     for row in ADDED:
         model = row.model()
         twin = copy.deepcopy(model)
-        instrument = PerExample().open(model, EVERYTHING)
+        instrument = PerExample(fuse=False).open(model, EVERYTHING)
         for _ in range(4):
             measure_once(instrument, lambda m, row=row: seeded(row, m))
             twin.zero_grad()
