@@ -20,7 +20,16 @@ from adadagrad.statistics.rules.convolution import ConvolutionRule
 from adadagrad.statistics.rules.patch_gram import gram_is_cheaper, gram_square_norms
 from adadagrad.statistics.rules.squaring import SquareSums, Squaring
 from tests.oracles import example_gradients, naive_statistics, relative_error
-from tests.statistics.checking import BLOCKS, EVERYTHING, Composite, assert_close, floats, losses_of, measure_once
+from tests.statistics.checking import (
+    BLOCKS,
+    EVERYTHING,
+    NORMS,
+    Composite,
+    assert_close,
+    floats,
+    losses_of,
+    measure_once,
+)
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(4, 3), (6, 5, 4)),
@@ -115,6 +124,17 @@ def test_coordinates_cost_no_product_where_examples_count_alike(
     variances = c @ (rows - mean).square() / (1 - c.square().sum())
     sizes = [p.numel() for p in model.parameters()]
     assert relative_error(found, reduce_ratio(variances.split(sizes), mean.split(sizes), BLOCKS)) < 1e-10
+
+
+@pytest.mark.parametrize("request_", [NORMS, EVERYTHING], ids=["norms", "everything"])
+def test_products_of_positions_give_norms_but_no_coordinates(request_: Request, calls: list[str]) -> None:
+    torch.manual_seed(5)
+    model, x = nn.Sequential(nn.Conv2d(96, 96, 3, padding=1), nn.Tanh(), nn.AvgPool2d(4)).double(), floats(3, 96, 4, 4)
+    instrument = PerExample().open(model, request_)
+    for _ in range(STEPS):
+        statistics = measure_once(instrument, lambda m: losses_of(m, (x,)))[0]
+    assert calls == ([] if request_ is NORMS else ["Conv2d"])
+    assert_close(statistics, naive_statistics(model, lambda m: losses_of(m, (x,)), BLOCKS))
 
 
 def test_no_sums_are_left_where_a_fused_rule_fails_on_the_way() -> None:

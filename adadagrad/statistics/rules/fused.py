@@ -37,6 +37,15 @@ class AbstractFusedRule(abc.ABC, Generic[Layer]):
             x: Its input (n, ...).
         """
 
+    def can(self, layer: Layer, x: Tensor) -> bool:
+        """Return whether fusing is exact for this call, also where norms alone are had for less; by default `suits`.
+
+        Args:
+            layer: The module that is about to be called.
+            x: Its input (n, ...).
+        """
+        return self.suits(layer, x)
+
     @abc.abstractmethod
     def forward(self, layer: Layer, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the layer's output, bit for bit, and what the backward needs beside the input.

@@ -24,6 +24,10 @@ class FusedConvolution(AbstractFusedRule[nn.Conv1d | nn.Conv2d | nn.Conv3d]):
     """Fused rule for contiguous convolutions with symmetric zero padding."""
 
     def suits(self, layer: Convolution, x: Tensor) -> bool:
+        """Return whether the layout allows it, and norms are not had for less."""
+        return self.can(layer, x) and not (isinstance(layer, nn.Conv2d) and gram_is_cheaper(layer, x))
+
+    def can(self, layer: Convolution, x: Tensor) -> bool:
         """Return whether the layout allows it."""
         return (
             layer.padding_mode == "zeros"
@@ -31,7 +35,6 @@ class FusedConvolution(AbstractFusedRule[nn.Conv1d | nn.Conv2d | nn.Conv3d]):
             and x.dim() == layer.weight.dim()
             and x.is_contiguous()
             and layer.weight.is_contiguous()
-            and not (isinstance(layer, nn.Conv2d) and gram_is_cheaper(layer, x))
         )
 
     def forward(self, layer: Convolution, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -42,8 +42,8 @@ class Squaring(AbstractFusedRule[nn.Module]):
         self._rule, self._sums = rule, sums
 
     def suits(self, layer: nn.Module, x: Tensor) -> bool:
-        """Return whether the rule suits."""
-        return self._rule.suits(layer, x)
+        """Return whether the rule is exact: the squares need every gradient, so nothing else is the faster way."""
+        return self._rule.can(layer, x)
 
     def forward(self, layer: nn.Module, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return what the rule returns."""
