@@ -148,7 +148,9 @@ class ExampleInstrument(AbstractInstrument):
             recorder.check(changed)
             counted = recorder.intake.counted - recorder.shared
             self._accounting.cover(parameters, changed, counted, recorder.intake.kept, verify=verify)
-            self._read(step, recorder, before, coefficients, first=first and (keep or verify) and self._sketching is None)
+            self._read(
+                step, recorder, before, coefficients, first=first and (keep or verify) and self._sketching is None
+            )
         if first:
             self._accounting.count_step()
         if step.part.failure is not None:
