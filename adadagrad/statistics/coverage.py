@@ -11,6 +11,8 @@ from adadagrad.core.errors import BatchCoupledModule, LeftoverGradients, Uncover
 from adadagrad.core.vectors import squared_norm
 from adadagrad.statistics.calls import KeptCall
 
+_TABLES = (nn.Embedding, nn.EmbeddingBag)
+
 GradientMarks = dict[nn.Parameter, tuple[int, int]]
 """Identity and version of every gradient, to see afterwards which ones a backward has changed."""
 
@@ -45,7 +47,7 @@ def is_batch_coupled(module: nn.Module) -> bool:
     """Return whether the module by itself, as it is now, gives an example a gradient that depends on the others."""
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         return module.training or module.running_mean is None
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag):  # divides by how often the whole batch holds a token
+    if isinstance(module, _TABLES):  # divides by how often the whole batch holds a token
         return module.scale_grad_by_freq and module.weight.requires_grad
     return False
 

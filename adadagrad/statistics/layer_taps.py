@@ -76,7 +76,7 @@ class LayerTaps:
         """
         state = self._state
         x = args[0] if args else kwargs.get("input")
-        if fused is not None and isinstance(x, Tensor) and len(args) + len(kwargs) == 1:
+        if fused is not None and isinstance(x, Tensor) and x.dim() > 2 and len(args) + len(kwargs) == 1:
             y = self._fused(name, layer, rule, fused, x)
             if y is not None:
                 return y

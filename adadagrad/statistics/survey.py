@@ -6,6 +6,7 @@ mode since the last one is seen. It costs some microseconds a module.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,15 +59,15 @@ class Survey:
         coupled: tuple[str, nn.Module] | None = None
         known: set[nn.Parameter] = set()
         ruled: set[nn.Parameter] = set()
-        for name, module in model.named_modules():
+        for name, module in _modules(model):
             if "forward" in module.__dict__:
                 replaced.append((name, module))
             if is_compiled(module):
                 compiled.append(module)
-            if not module._parameters and not module._modules:
-                continue
             if coupled is None and is_batch_coupled(module):
                 coupled = (name, module)
+            if not module._parameters and not module._modules:
+                continue
             for own, p in module._parameters.items():
                 if p is not None and p not in known:
                     known.add(p)
@@ -81,6 +82,21 @@ class Survey:
                 ruled.update(trained.values())
         raw = {p: (name, RAW) for name, p in parameters.items() if p not in ruled}
         return cls(parameters, layers, whole, raw, coupled, replaced, compiled)
+
+
+def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield what `named_modules` yields, in its order; a deep model's generators inside generators take their time."""
+    known: set[nn.Module] = set()
+    pending: list[tuple[str, nn.Module]] = [("", model)]
+    while pending:
+        name, module = pending.pop()
+        if module in known:
+            continue
+        known.add(module)
+        yield name, module
+        if module._modules:
+            prefix = f"{name}." if name else ""
+            pending += [(prefix + key, child) for key, child in reversed(module._modules.items()) if child is not None]
 
 
 def _whole_rule(module: nn.Module, model: nn.Module) -> AbstractWholeRule[Any] | None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adadagrad.core.errors import InvalidArgument
-from adadagrad.core.vectors import inner_product, quick_norm, refuse_sparse, squared_norm
+from adadagrad.core.vectors import ROW, SHORT, inner_product, quick_norm, refuse_sparse, squared_norm
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,9 @@ def exact(left, right):
 
 
 def test_float32_tensors_are_added_in_float64(many):
-    assert abs(float(squared_norm(many)) - exact(many, many)) <= 1e-12 * exact(many, many)
+    assert abs(float(squared_norm(many)) - exact(many, many)) <= 1e-9 * exact(many, many)
+    wide = [t.double() for t in many]
+    assert abs(float(squared_norm(wide)) - exact(wide, wide)) <= 1e-12 * exact(wide, wide)
     other = [t.roll(1).abs() if t.dim() else t for t in many]
     absolute = exact([t.abs() for t in many], other)
     assert abs(float(inner_product(many, other)) - exact(many, other)) <= 1e-12 * absolute
@@ -33,6 +35,16 @@ def test_squares_that_the_tensors_own_precision_cannot_hold(dtype):
     x = [torch.full((3, 5), 300.0, dtype=dtype)]
     assert float(squared_norm(x)) == pytest.approx(15 * 90000.0, rel=1e-12)
     assert float(inner_product(x, x)) == pytest.approx(15 * 90000.0, rel=1e-12)
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e-12, 1.0, 1e18, 1e25])
+def test_large_tensors_whose_squares_float32_cannot_hold(size):
+    x = torch.full((SHORT + ROW + 1,), size)
+    assert float(squared_norm([x])) == pytest.approx(len(x) * float(x[0].double()) ** 2, rel=1e-6)
+    x[1::2] = 0.0
+    x[-1] = 3 * size
+    count = (len(x) - 1) // 2 + 9
+    assert float(squared_norm([x])) == pytest.approx(count * float(x[0].double()) ** 2, rel=1e-6)
 
 
 def test_layouts_do_not_matter():

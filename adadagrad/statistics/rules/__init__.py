@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from torch import nn
@@ -89,6 +90,13 @@ WHOLE: dict[type[nn.Module], AbstractWholeRule[Any]] = {
     nn.LSTMCell: CellRule(),
 }
 
+_TABLES: dict[str, dict[type[nn.Module], Any]] = {
+    "rules": RULES,
+    "fused": FUSED,
+    "sketches": SKETCHES,
+    "whole": WHOLE,
+}
+
 _GENERIC = GenericRule()
 
 
@@ -105,7 +113,7 @@ def find_rule(module: nn.Module) -> AbstractRule[Any] | None:
     Returns:
         The rule of the nearest class in the module's ancestry with the same forward.
     """
-    rule: AbstractRule[Any] | None = _find(RULES, module)
+    rule: AbstractRule[Any] | None = _find("rules", module)
     return rule
 
 
@@ -116,7 +124,7 @@ def find_fused(module: nn.Module, *, patched: bool = False) -> AbstractFusedRule
         module: Any module.
         patched: Whether a forward that is set on the instance is a measurement's own, and hides nothing.
     """
-    rule: AbstractFusedRule[Any] | None = _find(FUSED, module, patched=patched)
+    rule: AbstractFusedRule[Any] | None = _find("fused", module, patched=patched)
     return rule
 
 
@@ -127,7 +135,7 @@ def find_sketch(module: nn.Module, *, patched: bool = False) -> AbstractSketch[A
         module: Any module.
         patched: As for `find_fused`.
     """
-    sketch: AbstractSketch[Any] | None = _find(SKETCHES, module, patched=patched)
+    sketch: AbstractSketch[Any] | None = _find("sketches", module, patched=patched)
     return sketch
 
 
@@ -141,7 +149,7 @@ def find_whole(module: nn.Module, *, outermost: bool = False) -> AbstractWholeRu
     Returns:
         The rule of its class, else the generic one for a layer that holds parameters and no other modules.
     """
-    rule: AbstractWholeRule[Any] | None = _find(WHOLE, module)
+    rule: AbstractWholeRule[Any] | None = _find("whole", module)
     if rule is not None and rule.suits(module):
         return rule
     forward = type(module).forward
@@ -150,11 +158,15 @@ def find_whole(module: nn.Module, *, outermost: bool = False) -> AbstractWholeRu
     return None if any(True for _ in module.children()) else _GENERIC
 
 
-def _find(table: dict[type[nn.Module], Any], module: nn.Module, *, patched: bool = False) -> Any:
+def _find(name: str, module: nn.Module, *, patched: bool = False) -> Any:
     if "forward" in module.__dict__ and not patched:
         return None
-    for cls in type(module).__mro__:
-        rule = table.get(cls)
-        if rule is not None:
-            return rule if type(module).forward is cls.__dict__["forward"] else None
-    return None
+    kind = type(module)
+    cls = _nearest(kind, name)  # type: ignore[arg-type]
+    return _TABLES[name][cls] if cls is not None and kind.forward is cls.__dict__["forward"] else None
+
+
+@functools.cache
+def _nearest(kind: type[nn.Module], name: str) -> type[nn.Module] | None:
+    """Return the nearest ancestor of a class that a table knows."""
+    return next((cls for cls in kind.__mro__ if cls in _TABLES[name]), None)
