@@ -50,12 +50,13 @@ def default_settings(work: Workload, x: Tensor, y: Tensor) -> tuple[Run, float]:
     measure, leave = step_of(model, optimizer, x, y, instrument, part), step_of(model, optimizer, x, y)
     for _ in range(9):
         measure()
-    costs = instrument.costs(StepSize(n, 1, part, 1), "cpu")
+    sizes = StepSize(n, 1, part, 1, int(part < n))
+    costs = instrument.costs(sizes, "cpu")
     trial, budget = MeasureBudget(defaults.max_overhead), MeasureBudget(defaults.max_overhead)
     share = sum(trial.due(*costs) for _ in range(SIMULATED)) / SIMULATED
 
     def run() -> object:
-        return measure() if budget.due(*instrument.costs(StepSize(n, 1, part, 1), "cpu")) else leave()
+        return measure() if budget.due(*instrument.costs(sizes, "cpu")) else leave()
 
     return run, share
 

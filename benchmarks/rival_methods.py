@@ -70,7 +70,12 @@ class Method:
 
 # One of our estimators more is one line more: the first measured steps verify, and so do steps 5 and 9, rarely met
 # later. An estimator whose norms are not exact is read as V: read=lambda step: step().variance_trace, variance=True.
-OURS = {"PerExample": Method(partial(metered, ada.PerExample()), recorded_norms, warm_up=9)}
+OURS = {
+    "PerExample": Method(partial(metered, ada.PerExample()), recorded_norms, warm_up=9),
+    "Probe(probes=4)": Method(
+        partial(metered, ada.Probe(probes=4)), lambda step: step().variance_trace, warm_up=9, variance=True
+    ),
+}
 RIVALS = {
     "Opacus ghost": Method(opacus_ghost),
     "BackPACK L2": Method(partial(backpack_extension, "BatchL2Grad")),

@@ -4,12 +4,12 @@
 
 A plain step is forward, backward and update (Adagrad) = 1.00. "control" is the same plain step a second time: how far
 it is from 1 is how far any other ratio may be trusted; a model whose control leaves 0.97 to 1.03 is measured again, at
-most twice. "all examples" forms the squared norm of every example's gradient and s = |g|^2 inside the step;
-"quarter" measures a quarter of the batch as the step's first micro-batch; "inner products" and "coordinates" measure
-all examples and form <g_i, g>, or the largest V_j / g_j^2, as well. "added" is what measuring all examples adds to a
-step. "error" is the relative error of V, measured in the model's float32 on 16 examples, against a loop over these
-examples in float64. Data are random: what a step costs does not depend on them. What measuring costs over a run, where
-the default settings measure few steps and few examples, benchmarks/default_settings.py shows.
+most twice. "all examples" forms the squared norm of every example's gradient and s = |g|^2 inside the step; "quarter"
+measures a quarter of the batch as the step's first micro-batch; "inner products" and "coordinates" measure all examples
+and form <g_i, g>, or the largest V_j / g_j^2, as well; "probe" takes `Probe(probes=4)`. "added" is what measuring all
+examples adds to a step. "error" is the relative error of V, measured in the model's float32 on 16 examples, against a
+loop over these examples in float64. Data are random: what a step costs does not depend on them. What measuring costs
+over a run, where the default settings measure few steps and few examples, benchmarks/default_settings.py shows.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ REQUESTS = {
     "quarter": Request(),
     "inner products": Request(inner_products=True),
     "coordinates": Request(coordinates=CoordinateReduction(kind="max")),
+    "probe": Request(),
 }
 
 
@@ -67,7 +68,8 @@ def make_runs(work: Workload, columns: Sequence[str]) -> dict[str, Run]:
     runs = {"plain": plain(work, x, y), "control": plain(work, x, y)}
     for column in columns:
         part = work.batch // 4 if column == "quarter" else work.batch
-        runs[column] = measured(work, x, y, REQUESTS[column], part)
+        estimator = ada.Probe(probes=4) if column == "probe" else None
+        runs[column] = measured(work, x, y, REQUESTS[column], part, estimator)
     return runs
 
 

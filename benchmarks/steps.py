@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import adadagrad as ada
-from adadagrad.statistics.base import AbstractInstrument, Request
+from adadagrad.statistics.base import AbstractEstimator, AbstractInstrument, Request
 from benchmarks.models import Workload
 
 Run = Callable[[], object]
@@ -60,10 +60,18 @@ def plain(work: Workload, x: Tensor, y: Tensor) -> Run:
     return step_of(*work.fresh(), x, y)
 
 
-def measured(work: Workload, x: Tensor, y: Tensor, request: Request, part: int) -> Run:
-    """Return a step that measures its first `part` examples, on a model of its own."""
+def measured(
+    work: Workload,
+    x: Tensor,
+    y: Tensor,
+    request: Request,
+    part: int,
+    estimator: AbstractEstimator | None = None,
+) -> Run:
+    """Return a step that measures its first `part` examples, by `PerExample` if nothing else, on a model of its own."""
     model, optimizer = work.fresh()
-    return step_of(model, optimizer, x, y, ada.PerExample().open(model, request), part)
+    instrument = (ada.PerExample() if estimator is None else estimator).open(model, request)
+    return step_of(model, optimizer, x, y, instrument, part)
 
 
 def interleaved(runs: dict[str, Run], rounds: int, steps: int) -> dict[str, list[float]]:

@@ -168,7 +168,8 @@ class Measuring:
         """Return the sizes of a step for the cost model, if it is measured."""
         plain = plain_split(self.estimator, size, micro_batch_size)
         measured = measured_split(self.estimator, self.settings.max_examples, size, micro_batch_size)
-        return StepSize(size, len(plain.sizes), sum(measured.sizes[: measured.measured]), measured.measured)
+        part, extra = sum(measured.sizes[: measured.measured]), len(measured.sizes) - len(plain.sizes)
+        return StepSize(size, len(plain.sizes), part, measured.measured, extra)
 
     def undo(self) -> None:
         """Forget the step in progress, and what its measurement cost or taught, as if it had not been begun."""

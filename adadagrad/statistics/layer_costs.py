@@ -6,10 +6,11 @@ makes, k probes; per example:
     T = 1, norms, embeddings     one read of input and output gradient
     exact, T > 1                 the same, 2 W T flop, W elements written and read (8 W bytes); or, where the rule takes
                                  a product of positions, its flops and elements
-    fused                        8 W bytes (a first convolution also its patches) and no flop: the product is the one
-                                 that training forms anyway
+    fused                        8 W bytes (a first convolution also its patches), and a quarter of the product's time:
+                                 it is the one that training forms anyway, but in as many pieces as there are examples
     k probes                     2 T k (d + p) flop; the output gradient is read twice, the weight gradient once a step
-    inner products               2 W T flop and one read; coordinates 2 W T flop and 8 W bytes
+    inner products               2 W T flop and one read
+    coordinates                  T = 1: 2 W flop; T > 1: 8 W bytes, and 2 W T flop where the layer is not fused
     a layer done over            6 W T flop
 
 A thin convolution costs as much as one with `DeviceRates.filters` outputs, since kernels pad the channels.
@@ -37,11 +38,16 @@ class DeviceRates:
     filters: int
 
 
-RATES = {"cpu": DeviceRates(1.2e11, 8e9, 6e-6, 16), "cuda": DeviceRates(3e13, 1.5e12, 8e-6, 8)}
-"""By device type. The flops of a CPU are those of two cores: plain steps of the small convolutional network, the
-residual network and the GPT of the benchmarks come out at 92, 222 and 236 ms, and took 79 to 95, 128 to 152 and 177 to
-182. Filters on a CPU: convolutions with 4 outputs took 0.6, 0.45, 0.41 and 0.09 of the time of those with 32, 32, 64
-and 128 (one thread, AVX-512). On an accelerator from memory, unverified (low)."""
+RATES = {"cpu": DeviceRates(1.6e11, 1.2e10, 8e-6, 16), "cuda": DeviceRates(3e13, 1.5e12, 8e-6, 8)}
+"""By device type. Those of a CPU are fitted to two cores of an AMD EPYC: plain steps of the benchmarks' five models
+come out at 1.3, 15, 67, 161 and 173 ms and took 1.0, 11, 93, 141 and 200; measuring a quarter of their batches at 0.8,
+2.9, 6.9, 15 and 23 ms, where it added 0.7, 2.4, 7.9, 15 and 22. Filters on a CPU: convolutions with 4 outputs took 0.6,
+0.45, 0.41 and 0.09 of the time of those with 32, 32, 64 and 128 (one thread, AVX-512). On an accelerator from memory,
+unverified (low)."""
+
+IN_PIECES = 0.25
+"""What a weight gradient formed example by example takes longer than one formed at once: 0.1 to 0.4 of its time for
+products (T = 128, width 192), 0 to 0.6 for convolutions of 3x3 and 5x5."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +94,8 @@ class NormsBy:
     coordinates: bool = False
 
     def fuses(self, layer: LayerSize) -> bool:
-        """Return whether a layer with several positions is fused: only where norms are all that is wanted."""
-        wanted = self.inner_products or self.coordinates
-        return self.fuse and layer.fused and layer.positions > 1 and not wanted
+        """Return whether the weight gradient of a layer is formed example by example: there are several positions."""
+        return self.fuse and layer.fused and layer.positions > 1
 
     def sketches(self, layer: LayerSize) -> bool:
         """Return whether a layer is sketched: where that is fewer flops than its exact norms."""
@@ -133,9 +138,11 @@ def layer_cost(layer: LayerSize, examples: int, how: NormsBy, rates: DeviceRates
         Flops and bytes of all n examples.
     """
     product, read = 2 * layer.weights * layer.positions, 4 * layer.activations
-    flops = product * (how.inner_products + how.coordinates + 3 * layer.reruns)
-    traffic = read * how.inner_products + 8 * layer.weights * how.coordinates
-    if how.fuses(layer):
+    several, formed_anyway = layer.positions > 1, how.fuses(layer)
+    flops: float = product * (how.inner_products + (how.coordinates and not formed_anyway) + 3 * layer.reruns)
+    traffic = read * how.inner_products + 8 * layer.weights * (how.coordinates and several)
+    if formed_anyway:
+        flops += IN_PIECES * product
         traffic += 8 * (layer.weights if layer.formed is None or layer.products is not None else layer.formed)
     elif how.sketches(layer):
         made = how.probes * (layer.probe - layer.thin) + max(how.probes, rates.filters) * layer.thin
@@ -143,7 +150,7 @@ def layer_cost(layer: LayerSize, examples: int, how: NormsBy, rates: DeviceRates
         traffic += 3 * read // 2
     else:
         traffic += read
-        if layer.positions > 1:
+        if several:
             flops += 2 * exact_products(layer)
             traffic += 8 * (layer.weights if layer.formed is None else layer.formed)
     once = 4 * layer.weights * (1 + how.sketches(layer))  # of the gradient: |G|^2, and G w

@@ -5,7 +5,8 @@ So the modelled average stays within `max_overhead`, small batches (where a meas
 step) are measured rarely, and large ones at every step. The model counts flops, bytes and calls:
 
     plain step    3 forwards: 6 W T flop an example and layer, plus a fixed cost per layer and micro-batch
-    measuring     what each layer call adds (`layer_costs.py`), plus a fixed cost per layer and measured micro-batch
+    measuring     what each layer call adds (`layer_costs.py`), plus a fixed cost per layer and measured micro-batch,
+                  plus what it costs to cut the step into more micro-batches than it would have
 
 W weights of the layer, T positions per example. The constants are rough and only set how often is "often";
 `benchmarks/engine.py` measures what comes out.
@@ -19,10 +20,19 @@ from dataclasses import dataclass
 from adadagrad.core.checks import check_positive
 from adadagrad.statistics.layer_costs import RATES, LayerSize, NormsBy, layer_cost
 
+PASS_CALLS = 20
+"""Operations of a forward and backward that no layer has a part in: the loss, the optimizer's own."""
 PLAIN_CALLS = 6
 """Operations of one layer's forward, backward and update in a plain step."""
+STEP_CALLS = 45
+"""Operations that measuring adds to a micro-batch whatever its layers, Python included."""
 MEASURED_CALLS = 14
 """Operations that measuring one layer adds, Python included."""
+
+SPLIT = 0.04
+"""Share of a plain step that one more micro-batch costs beside its calls: kernels do less well on fewer examples."""
+GRADIENT_BYTES = 16
+"""Traffic of a weight in one more micro-batch: its gradient is written, read and added to another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +44,14 @@ class StepSize:
         micro_batches: Forwards they are split into.
         measured_examples: Measured examples.
         measured_micro_batches: Forwards these are split into.
+        extra_micro_batches: Forwards that the step has more of than one that is not measured.
     """
 
     examples: int
     micro_batches: int
     measured_examples: int
     measured_micro_batches: int
+    extra_micro_batches: int = 0
 
 
 def plain_seconds(layers: Sequence[LayerSize], step: StepSize, device: str) -> float:
@@ -56,7 +68,7 @@ def plain_seconds(layers: Sequence[LayerSize], step: StepSize, device: str) -> f
     rates = RATES.get(device, RATES["cuda"])
     flops = sum(6 * layer.weights * layer.positions for layer in layers) * step.examples
     traffic = sum(12 * layer.activations * step.examples + 12 * layer.weights for layer in layers)
-    calls = PLAIN_CALLS * len(layers) * step.micro_batches
+    calls = (PASS_CALLS + PLAIN_CALLS * len(layers)) * step.micro_batches
     return flops / rates.flops + traffic / rates.bytes + calls * rates.call
 
 
@@ -74,8 +86,12 @@ def measured_seconds(layers: Sequence[LayerSize], step: StepSize, device: str, h
     """
     how, rates = NormsBy() if how is None else how, RATES.get(device, RATES["cuda"])
     seconds = sum(layer_cost(layer, step.measured_examples, how, rates).seconds(rates) for layer in layers)
-    calls = MEASURED_CALLS * (1 + how.inner_products + how.coordinates) * len(layers) * step.measured_micro_batches
-    return seconds + calls * rates.call
+    kinds = 1 + how.inner_products + how.coordinates
+    calls = (STEP_CALLS + MEASURED_CALLS * kinds * len(layers)) * step.measured_micro_batches
+    calls += (PASS_CALLS + PLAIN_CALLS * len(layers)) * step.extra_micro_batches
+    added = GRADIENT_BYTES * sum(layer.weights for layer in layers) * step.extra_micro_batches
+    slower = SPLIT * step.extra_micro_batches * plain_seconds(layers, step, device)
+    return seconds + slower + calls * rates.call + added / rates.bytes
 
 
 class MeasureBudget:

@@ -148,7 +148,8 @@ def test_a_module_that_mixes_examples_is_seen_when_it_comes_or_is_put_into_train
 def test_a_normalisation_without_parameters_mixes_examples_too() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, affine=False), nn.Linear(4, 2))
     coupled = Survey.of(model).coupled
-    assert coupled is not None and coupled[0] == "1"
+    assert coupled is not None
+    assert coupled[0] == "1"
     with pytest.raises(BatchCoupledModule, match="1 \\(BatchNorm1d\\)"):
         PerExample().open(model, NORMS)
     model.eval()
