@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from adadagrad.statistics.calls import KeptCall
 from adadagrad.statistics.fallback import rerun_gradients
 from adadagrad.statistics.recorder import Recorder
-from adadagrad.statistics.rules.base import chunks, products_per_example, squares_per_example, weighted_squares
+from adadagrad.statistics.rules.chunking import chunks
+from adadagrad.statistics.rules.per_example_sums import products_per_example, squares_per_example, weighted_squares
 
 
 class Examples:

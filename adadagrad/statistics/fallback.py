@@ -26,7 +26,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflat
 
 from adadagrad.core.errors import UncoveredParameter
 from adadagrad.statistics.compiled import compiled_modules, uncompiled
-from adadagrad.statistics.rules.base import CHUNK_BYTES
+from adadagrad.statistics.rules.chunking import CHUNK_BYTES
 from adadagrad.statistics.trials import untouched
 
 MAX_EXAMPLES_AT_ONCE = 16

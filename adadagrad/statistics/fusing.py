@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import own_parameters, squares_per_example
+from adadagrad.statistics.rules.base import own_parameters
 from adadagrad.statistics.rules.fused import AbstractFusedRule, ExampleGradients
+from adadagrad.statistics.rules.per_example_sums import squares_per_example
 
 Deliver = Callable[[Tensor, Tensor, "Tensor | None", float], "Tensor | None"]
 """Takes a call's input, output gradient, squared norms (None if there are none) and the seconds that these took;

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from adadagrad.statistics.rules.base import AbstractRule, products_per_example, squares_per_example
+from adadagrad.statistics.rules.base import AbstractRule
+from adadagrad.statistics.rules.per_example_sums import products_per_example, squares_per_example
 
 
 class TableRule(AbstractRule[nn.Module]):

@@ -15,7 +15,7 @@ from adadagrad.statistics import PerExample
 from adadagrad.statistics.base import Request
 from adadagrad.statistics.coordinate import reduce_ratio
 from adadagrad.statistics.fusing import Fused, fused_call
-from adadagrad.statistics.rules import FUSED, AbstractRule, base, find_rule, fused_convolution, fused_linear
+from adadagrad.statistics.rules import FUSED, AbstractRule, chunking, find_rule, fused_convolution, fused_linear
 from adadagrad.statistics.rules.convolution import ConvolutionRule
 from adadagrad.statistics.rules.patch_gram import gram_is_cheaper, gram_square_norms
 from adadagrad.statistics.rules.squaring import SquareSums, Squaring
@@ -195,7 +195,7 @@ def test_a_layer_that_no_fused_rule_suits_is_left_as_it_is(layer: Callable[[], n
 @pytest.mark.parametrize("name", ["linear", "conv2d", "conv2d, few channels"])
 def test_gradients_add_up_over_several_pieces(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     build, shape = LAYERS[name]
-    names = ((base, "CHUNK_BYTES"), (fused_convolution, "PATCH_BYTES"), (fused_linear, "PRODUCT_BYTES"))
+    names = ((chunking, "CHUNK_BYTES"), (fused_convolution, "PATCH_BYTES"), (fused_linear, "PRODUCT_BYTES"))
     for module, constant in names:
         monkeypatch.setattr(module, constant, 1)
     torch.manual_seed(5)
@@ -347,7 +347,7 @@ def test_what_exists_at_a_time_does_not_grow_with_the_batch(name: str, monkeypat
     for module, constant in (
         (fused_linear, "PRODUCT_BYTES"),
         (fused_convolution, "CHUNK_BYTES"),
-        (base, "CHUNK_BYTES"),
+        (chunking, "CHUNK_BYTES"),
     ):
         monkeypatch.setattr(module, constant, 2 * one)
     parts = [part["weight"].flatten(1).clone() for part in rule.backward(layer, x, (), gy, wants_x=False)[1]]

@@ -12,7 +12,7 @@ from adadagrad.statistics import GradientMeter, PerExample
 from adadagrad.statistics import example_step as example_step_module
 from adadagrad.statistics.base import Request
 from adadagrad.statistics.example_instrument import ExampleInstrument
-from adadagrad.statistics.rules import base
+from adadagrad.statistics.rules import chunking
 from adadagrad.statistics.small_noise import is_small, needs_double
 from tests.oracles import naive_statistics, relative_error
 from tests.statistics.cases import CASES, Case, losses
@@ -102,7 +102,7 @@ def test_every_rule_adds_its_gradients_up_exactly(
     """As if the noise were small, in float64: sums and norms evaluated again are the loop's."""
     monkeypatch.setattr(example_step_module, "needs_double", lambda *_: True)
     if few:
-        monkeypatch.setattr(base, "CHUNK_BYTES", 1)
+        monkeypatch.setattr(chunking, "CHUNK_BYTES", 1)
     torch.manual_seed(3)
     model, x = case.build().double(), case.data(5)
     instrument = PerExample().open(model, request_)

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-CHUNK_BYTES = 1 << 22
-"""Most bytes of per-example gradients that exist at a time; a few megabytes stay in the cache of a CPU."""
-
-FEW_ELEMENTS = 1 << 14
-"""Elements up to which norms are taken in float64 at once, which then costs less than a conversion afterwards."""
-
-PRODUCT_BYTES = 1 << 20
-"""Most bytes of elementwise products that exist at a time, to be added while they are in the cache."""
-
-ROWS = 512
-"""Most rows that are added in float32 before they go to a float64 sum: sums of 512 squares are off by up to 4e-7."""
+from adadagrad.statistics.rules.chunking import chunks
+from adadagrad.statistics.rules.per_example_sums import weighted_squares
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -124,105 +115,6 @@ class AbstractRule(abc.ABC, Generic[Layer]):
             parameters: name -> parameter, for the wanted ones.
         """
         return sum(p.numel() for p in parameters.values()) * gy.element_size()
-
-
-def sum_per_example(product: Tensor) -> Tensor:
-    """Sum everything but the first dimension, accumulated in float64.
-
-    Args:
-        product: (n, ...).
-
-    Returns:
-        float64 (n,).
-    """
-    return product.reshape(len(product), -1).sum(1, dtype=torch.float64)
-
-
-def at_least_single(values: Tensor) -> Tensor:
-    """Return half-precision values as float32, others as they are: products of gradients underflow in float16."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-
-
-def dot_per_example(left: Tensor, right: Tensor) -> Tensor:
-    """Return the inner product of every row of `left` with that of `right`, multiplied in float32 at least.
-
-    Args:
-        left: (n, ...).
-        right: A shape that broadcasts with it.
-
-    Returns:
-        float64 (n,).
-    """
-    return sum_per_example(at_least_single(left) * at_least_single(right))
-
-
-def products_per_example(left: Tensor, right: Tensor) -> Tensor:
-    """Return the same for less, where the rounding of float32 sums does no harm: for inner products, not for norms.
-
-    Args:
-        left: (n, ...).
-        right: A shape that broadcasts with it.
-
-    Returns:
-        float64 (n,); in float32 within 1e-6 of the product of the rows' norms.
-    """
-    left, right = at_least_single(left), at_least_single(right).expand_as(left)
-    if left.numel() == 0:
-        return torch.zeros(len(left), dtype=torch.float64, device=left.device)
-    sums = [
-        (left[part] * right[part]).reshape(part.stop - part.start, -1).sum(1)
-        for part in chunks(len(left), left[0].numel() * left.element_size(), PRODUCT_BYTES)
-    ]
-    return torch.cat(sums).double()
-
-
-def squares_per_example(values: Tensor) -> Tensor:
-    """Return the squared norm of every row.
-
-    Args:
-        values: (n, ...).
-
-    Returns:
-        float64 (n,); each row's norm is taken in the values' own precision (float32 at least), then squared.
-    """
-    if values.dim() < 2:
-        return values.double().square()
-    wide = values.numel() <= FEW_ELEMENTS or values.dtype.itemsize < 4
-    norms: Tensor = torch.linalg.vector_norm(values.flatten(1), dim=1, dtype=torch.float64 if wide else None)
-    return norms.double().square_()
-
-
-def weighted_squares(gradients: Tensor, weights: Tensor) -> Tensor:
-    """Return sum_i w_i g_ij^2 over the first dimension.
-
-    Args:
-        gradients: g_i (n, ...).
-        weights: w_i, float64 (n,).
-
-    Returns:
-        float64 of one row's shape; squared and added in float32 at least, `ROWS` rows at a time.
-    """
-    rows = at_least_single(gradients).reshape(len(gradients), -1)
-    total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-    for some, factors in zip(torch.split(rows, ROWS), torch.split(weights.to(rows.dtype), ROWS), strict=True):
-        total += torch.mv(some.square().mT, factors)
-    return total.view(gradients.shape[1:])
-
-
-def chunks(n: int, bytes_per_example: int, most: int | None = None) -> Iterator[slice]:
-    """Cut n examples into slices whose materialised gradients fit into `CHUNK_BYTES`.
-
-    Args:
-        n: Number of examples.
-        bytes_per_example: Bytes of one example's materialised gradient.
-        most: Another number of bytes to fit into.
-
-    Yields:
-        Slices that cover range(n) in order, at least one example each.
-    """
-    length = max(1, (CHUNK_BYTES if most is None else most) // max(1, bytes_per_example))
-    for start in range(0, n, length):
-        yield slice(start, min(n, start + length))
 
 
 def own_parameters(layer: nn.Module) -> dict[str, nn.Parameter]:

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import at_least_single
+from adadagrad.statistics.rules.per_example_sums import at_least_single
 from adadagrad.statistics.rules.small import AbstractSmallRule
 
 Channelwise: TypeAlias = nn.modules.batchnorm._NormBase

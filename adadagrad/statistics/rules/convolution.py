@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import AbstractRule, chunks, products_per_example, squares_per_example
+from adadagrad.statistics.rules.base import AbstractRule
+from adadagrad.statistics.rules.chunking import chunks
 from adadagrad.statistics.rules.patch_gram import gram_is_cheaper, gram_square_norms
+from adadagrad.statistics.rules.per_example_sums import products_per_example, squares_per_example
 
 FEW_CHANNELS = 8
 """Below this many input channels a two-dimensional weight gradient is formed from patches."""

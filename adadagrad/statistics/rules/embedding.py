@@ -11,7 +11,9 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import AbstractRule, chunks, products_per_example, squares_per_example
+from adadagrad.statistics.rules.base import AbstractRule
+from adadagrad.statistics.rules.chunking import chunks
+from adadagrad.statistics.rules.per_example_sums import products_per_example, squares_per_example
 
 
 class EmbeddingRule(AbstractRule[nn.Embedding]):

@@ -17,7 +17,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import AbstractRule, chunks, products_per_example, squares_per_example
+from adadagrad.statistics.rules.base import AbstractRule
+from adadagrad.statistics.rules.chunking import chunks
+from adadagrad.statistics.rules.per_example_sums import products_per_example, squares_per_example
 from adadagrad.statistics.rules.whole import AbstractWholeRule, Part, RecordedCall
 
 MAX_EXAMPLES_AT_ONCE = 16

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import CHUNK_BYTES, chunks
+from adadagrad.statistics.rules.chunking import CHUNK_BYTES, chunks
 from adadagrad.statistics.rules.convolution import Convolution, has_few_channels, pad, patch_view, weight_gradients
 from adadagrad.statistics.rules.fused import AbstractFusedRule, ExampleGradients
 from adadagrad.statistics.rules.patch_gram import gram_is_cheaper

@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import (
+from adadagrad.statistics.rules.base import AbstractRule
+from adadagrad.statistics.rules.chunking import chunks
+from adadagrad.statistics.rules.per_example_sums import (
     ROWS,
-    AbstractRule,
     at_least_single,
-    chunks,
     dot_per_example,
     products_per_example,
     squares_per_example,

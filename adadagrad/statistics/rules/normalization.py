@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import at_least_single, products_per_example
+from adadagrad.statistics.rules.per_example_sums import at_least_single, products_per_example
 from adadagrad.statistics.rules.small import AbstractSmallRule
 
 Normalization: TypeAlias = nn.LayerNorm | nn.RMSNorm | nn.GroupNorm

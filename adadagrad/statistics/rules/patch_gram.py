@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import chunks, dot_per_example
+from adadagrad.statistics.rules.chunking import chunks
+from adadagrad.statistics.rules.per_example_sums import dot_per_example
 
 
 def gram_is_cheaper(layer: nn.Conv2d, x: Tensor) -> bool:

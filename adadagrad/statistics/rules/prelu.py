@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import at_least_single
+from adadagrad.statistics.rules.per_example_sums import at_least_single
 from adadagrad.statistics.rules.small import AbstractSmallRule
 
 

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import AbstractRule, products_per_example, squares_per_example
+from adadagrad.statistics.rules.base import AbstractRule
 from adadagrad.statistics.rules.linear import weight_square_norms
+from adadagrad.statistics.rules.per_example_sums import products_per_example, squares_per_example
 
 
 class ProductRule(AbstractRule[nn.Module]):

@@ -20,7 +20,8 @@ from typing import Any, Generic
 
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import AbstractRule, Layer, squares_per_example
+from adadagrad.statistics.rules.base import AbstractRule, Layer
+from adadagrad.statistics.rules.per_example_sums import squares_per_example
 from adadagrad.statistics.sketches import Sketches
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import at_least_single
 from adadagrad.statistics.rules.convolution import Convolution
 from adadagrad.statistics.rules.patch_gram import gram_cost, gram_is_cheaper
+from adadagrad.statistics.rules.per_example_sums import at_least_single
 from adadagrad.statistics.rules.sketched import AbstractSketch
 
 SMALL_PATCH = 27

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import at_least_single
+from adadagrad.statistics.rules.per_example_sums import at_least_single
 from adadagrad.statistics.rules.sketched import AbstractSketch
 
 

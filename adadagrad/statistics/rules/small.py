@@ -11,7 +11,8 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from adadagrad.statistics.rules.base import AbstractRule, Layer, products_per_example, squares_per_example
+from adadagrad.statistics.rules.base import AbstractRule, Layer
+from adadagrad.statistics.rules.per_example_sums import products_per_example, squares_per_example
 
 
 class AbstractSmallRule(AbstractRule[Layer]):

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import weighted_squares
 from adadagrad.statistics.rules.fused import AbstractFusedRule, ExampleGradients
+from adadagrad.statistics.rules.per_example_sums import weighted_squares
 
 
 @dataclass(slots=True, eq=False)

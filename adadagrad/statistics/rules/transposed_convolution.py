@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.base import AbstractRule, chunks, products_per_example, squares_per_example
+from adadagrad.statistics.rules.base import AbstractRule
+from adadagrad.statistics.rules.chunking import chunks
+from adadagrad.statistics.rules.per_example_sums import products_per_example, squares_per_example
 
 Transposed: TypeAlias = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adadagrad.statistics.rules import base, find_rule
-from adadagrad.statistics.rules.base import products_per_example
+from adadagrad.statistics.rules import find_rule, per_example_sums
+from adadagrad.statistics.rules.per_example_sums import products_per_example
 from tests.statistics.checking import floats
 from tests.statistics.rules.test_square_sums import LAYERS, N
 
@@ -32,7 +32,7 @@ def test_inner_products(name: str, kept: tuple[str, ...], monkeypatch: pytest.Mo
     for _ in range(2):
         found = rule.inner_products(layer, x, gy, directions)
         assert ((found - expected).abs() <= 1e-12 * sizes).all()
-        monkeypatch.setattr(base, "PRODUCT_BYTES", SMALLEST)
+        monkeypatch.setattr(per_example_sums, "PRODUCT_BYTES", SMALLEST)
     if x.is_floating_point():
         single = {key: v.float() for key, v in directions.items()}
         found = rule.inner_products(layer.float(), x.float(), gy.float(), single)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules import base, find_rule, linear
+from adadagrad.statistics.rules import chunking, find_rule, linear, per_example_sums
 from adadagrad.statistics.rules.product import ProductRule
 from tests.statistics.checking import floats, ids
 
@@ -44,9 +44,9 @@ def test_square_sums(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> 
     gy = torch.randn_like(layer(x))
     rule, parameters = find_rule(layer), dict(layer.named_parameters())
     gradients = rule.gradients(layer, x, gy, parameters.keys())
-    for module in (base, linear):
+    for module in (per_example_sums, linear):
         monkeypatch.setattr(module, "ROWS", chunk)
-    monkeypatch.setattr(base, "CHUNK_BYTES", chunk * rule.bytes_per_example(layer, x, gy, parameters))
+    monkeypatch.setattr(chunking, "CHUNK_BYTES", chunk * rule.bytes_per_example(layer, x, gy, parameters))
     found = rule.square_sums(layer, x, gy, parameters, WEIGHTS)
     assert found.keys() == parameters.keys()
     for key, total in found.items():
