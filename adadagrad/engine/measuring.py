@@ -18,6 +18,7 @@ from adadagrad.statistics import MicroBatch, PerExample, Probe, choose_estimator
 from adadagrad.statistics.base import AbstractEstimator, AbstractInstrument, Request
 from adadagrad.statistics.choosing import reconsidered
 from adadagrad.statistics.coverage import batch_coupled_module
+from adadagrad.statistics.example_instrument import ExampleInstrument
 from adadagrad.statistics.explain import explain
 from adadagrad.statistics.planner import MeasureBudget, StepSize
 
@@ -55,6 +56,7 @@ class Measuring:
         )
         self._device = next((p.device.type for p in model.parameters()), "cpu")
         self._automatic = isinstance(self.settings.estimator, str)
+        self._considered: tuple[StepSize, object] | None = None  # sizes of step and layers at the latest choice
         self.budget = MeasureBudget(self.settings.max_overhead)
         self._credit = self.budget.credit  # before the step in progress
         chosen = choose_estimator(model) if self._automatic else self.settings.estimator
@@ -104,9 +106,9 @@ class Measuring:
             return plain
         measured = measured_split(self.estimator, self.settings.max_examples, size, micro_batch_size)
         every = self.settings.every
-        sizes = self._sizes(size, micro_batch_size)
+        sizes = _sizes(plain, measured)
         if self._automatic:
-            self.estimator, self.instrument = reconsidered(self.estimator, self.instrument, sizes, self._device)
+            self._reconsider(sizes)
         if every == "auto":
             due = self.budget.due(*self.instrument.costs(sizes, self._device))
         else:
@@ -159,17 +161,21 @@ class Measuring:
         if not self.enabled or size < self.smallest_batch:
             return "nothing is measured: the policy needs no statistics, or the batch is too small"
         every, overhead = self.settings.every, self.settings.max_overhead
-        sizes = self._sizes(size, micro_batch_size)
+        sizes = _sizes(
+            plain_split(self.estimator, size, micro_batch_size),
+            measured_split(self.estimator, self.settings.max_examples, size, micro_batch_size),
+        )
         if every == "auto":
             return explain(self.estimator, self.instrument, sizes, self._device, max_overhead=overhead)
         return explain(self.estimator, self.instrument, sizes, self._device, every=every)
 
-    def _sizes(self, size: int, micro_batch_size: int) -> StepSize:
-        """Return the sizes of a step for the cost model, if it is measured."""
-        plain = plain_split(self.estimator, size, micro_batch_size)
-        measured = measured_split(self.estimator, self.settings.max_examples, size, micro_batch_size)
-        part, extra = sum(measured.sizes[: measured.measured]), len(measured.sizes) - len(plain.sizes)
-        return StepSize(size, len(plain.sizes), part, measured.measured, extra)
+    def _reconsider(self, sizes: StepSize) -> None:
+        """Let ``"auto"`` choose again where the sizes of the step or of the layers are others than the last time."""
+        layers = self.instrument.sizes if isinstance(self.instrument, ExampleInstrument) else None
+        if self._considered is None or self._considered[0] != sizes or self._considered[1] is not layers:
+            self.estimator, self.instrument = reconsidered(self.estimator, self.instrument, sizes, self._device)
+            layers = self.instrument.sizes if isinstance(self.instrument, ExampleInstrument) else None
+            self._considered = (sizes, layers)
 
     def undo(self) -> None:
         """Forget the step in progress, and what its measurement cost or taught, as if it had not been begun."""
@@ -217,3 +223,9 @@ class Measuring:
         seconds = self.instrument.seconds
         self.estimator, self.instrument = estimator, estimator.open(self._model, self._request)
         self.instrument.seconds = seconds  # of the whole run
+
+
+def _sizes(plain: Split, measured: Split) -> StepSize:
+    """Return the sizes of a measured step for the cost model, beside one that is not measured."""
+    part, extra = sum(measured.sizes[: measured.measured]), len(measured.sizes) - len(plain.sizes)
+    return StepSize(sum(plain.sizes), len(plain.sizes), part, measured.measured, extra)

@@ -58,6 +58,7 @@ class ExampleInstrument(AbstractInstrument):
         self._accounting = Accounting()
         self._step: ExampleStep | None = None
         self._parameters: dict[str, nn.Parameter] = {}  # of the latest micro-batch
+        self._priced: tuple[object, object, tuple[float, float]] | None = None  # the latest costs, and of what
         self._small_noise = False  # at the last measured step, so that the next one keeps what float64 needs
 
     @property
@@ -198,9 +199,13 @@ class ExampleInstrument(AbstractInstrument):
 
     def costs(self, step: StepSize, device: str) -> tuple[float, float]:
         """Return the modelled costs; see `AbstractInstrument.costs`. Before the trial runs both are 0."""
-        layers = list(self.sizes.values())
-        plain, measured = plain_seconds(layers, step, device), measured_seconds(layers, step, device, self.norms_by)
-        return plain, measured + 2 * plain * step.measured_examples / step.examples * bool(self.fallback)
+        asked = (step, device, bool(self.fallback))
+        if self._priced is None or self._priced[0] != asked or self._priced[1] is not self.sizes:
+            layers = list(self.sizes.values())
+            plain, added = plain_seconds(layers, step, device), measured_seconds(layers, step, device, self.norms_by)
+            added += 2 * plain * step.measured_examples / step.examples * bool(self.fallback)
+            self._priced = (asked, self.sizes, (plain, added))
+        return self._priced[2]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the batch dimensions and sizes of all layer calls, and what the fallback counts."""

@@ -6,8 +6,8 @@ makes, k probes; per example:
     T = 1, norms, embeddings     one read of input and output gradient
     exact, T > 1                 the same, 2 W T flop, W elements written and read (8 W bytes); or, where the rule takes
                                  a product of positions, its flops and elements
-    fused                        8 W bytes (a first convolution also its patches), and a quarter of the product's time:
-                                 it is the one that training forms anyway, but in as many pieces as there are examples
+    fused                        8 W bytes (a first convolution also its patches) and no flop: the product is the one
+                                 that training forms anyway, but in pieces, and so slower (`IN_PIECES`)
     k probes                     2 T k (d + p) flop; the output gradient is read twice, the weight gradient once a step
     inner products               2 W T flop and one read
     coordinates                  T = 1: 2 W flop; T > 1: 8 W bytes, and 2 W T flop where the layer is not fused
@@ -38,16 +38,15 @@ class DeviceRates:
     filters: int
 
 
-RATES = {"cpu": DeviceRates(1.6e11, 1.2e10, 8e-6, 16), "cuda": DeviceRates(3e13, 1.5e12, 8e-6, 8)}
-"""By device type. Those of a CPU are fitted to two cores of an AMD EPYC: plain steps of the benchmarks' five models
-come out at 1.3, 15, 67, 161 and 173 ms and took 1.0, 11, 93, 141 and 200; measuring a quarter of their batches at 0.8,
-2.9, 6.9, 15 and 23 ms, where it added 0.7, 2.4, 7.9, 15 and 22. Filters on a CPU: convolutions with 4 outputs took 0.6,
-0.45, 0.41 and 0.09 of the time of those with 32, 32, 64 and 128 (one thread, AVX-512). On an accelerator from memory,
-unverified (low)."""
+RATES = {"cpu": DeviceRates(1.9e11, 1.5e10, 8e-6, 16), "cuda": DeviceRates(3e13, 1.5e12, 8e-6, 8)}
+"""By device type. Those of a CPU are fitted to two cores of an AMD EPYC, so that measuring rather costs less than it is
+counted for: see the table in docs/results.md of what it comes to over a run. Filters on a CPU: convolutions with 4
+outputs took 0.6, 0.45, 0.41 and 0.09 of the time of those with 32, 32, 64 and 128 (one thread, AVX-512). On an
+accelerator from memory, unverified (low)."""
 
-IN_PIECES = 0.25
-"""What a weight gradient formed example by example takes longer than one formed at once: 0.1 to 0.4 of its time for
-products (T = 128, width 192), 0 to 0.6 for convolutions of 3x3 and 5x5."""
+IN_PIECES = 0.8
+"""What a weight gradient formed example by example, with norms, sum and all that goes with them, takes longer than one
+formed at once, as a share of it: what measuring the residual network and the language model came to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +109,16 @@ class Cost:
     Args:
         flops: Floating-point operations.
         bytes: Memory traffic.
+        slower: What products that are formed in pieces lose, in the time of so many floating-point operations.
     """
 
     flops: float
     bytes: float
+    slower: float = 0.0
 
     def seconds(self, rates: DeviceRates) -> float:
         """Return modelled seconds, without calls."""
-        return self.flops / rates.flops + self.bytes / rates.bytes
+        return (self.flops + self.slower) / rates.flops + self.bytes / rates.bytes
 
 
 def exact_products(layer: LayerSize) -> int:
@@ -139,10 +140,9 @@ def layer_cost(layer: LayerSize, examples: int, how: NormsBy, rates: DeviceRates
     """
     product, read = 2 * layer.weights * layer.positions, 4 * layer.activations
     several, formed_anyway = layer.positions > 1, how.fuses(layer)
-    flops: float = product * (how.inner_products + (how.coordinates and not formed_anyway) + 3 * layer.reruns)
+    flops = product * (how.inner_products + (how.coordinates and not formed_anyway) + 3 * layer.reruns)
     traffic = read * how.inner_products + 8 * layer.weights * (how.coordinates and several)
     if formed_anyway:
-        flops += IN_PIECES * product
         traffic += 8 * (layer.weights if layer.formed is None or layer.products is not None else layer.formed)
     elif how.sketches(layer):
         made = how.probes * (layer.probe - layer.thin) + max(how.probes, rates.filters) * layer.thin
@@ -154,4 +154,4 @@ def layer_cost(layer: LayerSize, examples: int, how: NormsBy, rates: DeviceRates
             flops += 2 * exact_products(layer)
             traffic += 8 * (layer.weights if layer.formed is None else layer.formed)
     once = 4 * layer.weights * (1 + how.sketches(layer))  # of the gradient: |G|^2, and G w
-    return Cost(flops * examples, traffic * examples + once)
+    return Cost(flops * examples, traffic * examples + once, IN_PIECES * product * formed_anyway * examples)
