@@ -19,8 +19,9 @@ PRODUCT_BYTES = 1 << 22
 def gram_costs_less(positions: int, d: int, p: int) -> bool:
     """Return whether norms from products of positions cost less than a weight gradient formed example by example.
 
-    Counted in flops, a byte as 13 of them; a third of the fused cost, for that is what it takes of the model's where
-    both were timed (T = 8 to 128, d and p = 64 to 768, two cores: they cross at 0.25 to 0.45).
+    Both are counted in flops, a byte as 13 of them. The Gram form must come out at less than a third of the fused one:
+    where both were timed (T = 8 to 128, d and p = 64 to 768, two cores) they took equally long at 0.25 to 0.45 of it.
+    Never where `LinearRule` would form the products anyway.
 
     Args:
         positions: T.
@@ -29,7 +30,7 @@ def gram_costs_less(positions: int, d: int, p: int) -> bool:
     """
     gram = 2 * positions**2 * (p + d) + 208 * positions**2
     fused = 104 * p * d + positions * p * d / 2
-    return 3 * gram < fused
+    return positions * (p + d) < p * d and 3 * gram < fused
 
 
 class FusedLinear(AbstractFusedRule[nn.Linear]):
@@ -37,7 +38,11 @@ class FusedLinear(AbstractFusedRule[nn.Linear]):
 
     def suits(self, layer: nn.Linear, x: Tensor) -> bool:
         """Return whether there are several positions, too many for the Gram form."""
-        return x.dim() > 2 and not gram_costs_less(x[0, ..., 0].numel(), layer.in_features, layer.out_features)
+        return self.can(layer, x) and not gram_costs_less(x.shape[1:-1].numel(), layer.in_features, layer.out_features)
+
+    def can(self, layer: nn.Linear, x: Tensor) -> bool:
+        """Return whether there are dimensions of positions: coordinates need every product, however few these are."""
+        return x.dim() > 2
 
     def forward(self, layer: nn.Linear, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the output."""
