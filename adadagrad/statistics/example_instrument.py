@@ -198,7 +198,7 @@ class ExampleInstrument(AbstractInstrument):
         self._step = None
 
     def costs(self, step: StepSize, device: str) -> tuple[float, float]:
-        """Return the modelled costs; see `AbstractInstrument.costs`. Before the trial runs both are 0."""
+        """Return the modelled costs; see `AbstractInstrument.costs`. Before the trial runs no layer is known."""
         asked = (step, device, bool(self.fallback))
         if self._priced is None or self._priced[0] != asked or self._priced[1] is not self.sizes:
             layers = list(self.sizes.values())

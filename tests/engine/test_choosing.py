@@ -13,10 +13,10 @@ import adadagrad as ada
 
 def engine(size: int = 8, **options: Any) -> ada.AdaptiveBatch:
     torch.manual_seed(3)
-    model = nn.Sequential(nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 8)).double()
+    model = nn.Sequential(nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 256)).double()
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(256, 8, 256, generator=generator, dtype=torch.float64)
-    y = torch.randn(256, 8, 8, generator=generator, dtype=torch.float64)
+    x = torch.randn(64, 48, 256, generator=generator, dtype=torch.float64)
+    y = torch.randn(64, 48, 256, generator=generator, dtype=torch.float64)
     optimizer = torch.optim.Adagrad(model.parameters(), lr=0.001)
     options = {"measure": ada.Measure(every=1), **options}
     data = torch.utils.data.TensorDataset(x, y)

@@ -64,18 +64,25 @@ def test_a_model_without_sketches_is_measured_exactly_anywhere() -> None:
         assert better_estimator(opened(build(), x), step(2), device) == PerExample()
 
 
-def test_wide_layers_with_few_positions_and_few_examples_are_sketched() -> None:
-    """What a product writes is far more there than what a sketch reads; many examples measured exactly win again."""
-    instrument = opened(wide(), floats(4, 8, 256))
+def test_wide_layers_with_many_positions_and_few_examples_are_sketched() -> None:
+    """What is added to a product is more there than what a sketch takes; many examples measured exactly win again."""
+    instrument = opened(wide(), floats(4, 48, 256))
     chosen = [better_estimator(instrument, step(n), "cpu") for n in SIZES]
-    assert chosen[2:4] == [Probe(), Probe()]
+    assert chosen == [Probe()] * 6 + [PerExample()] * 2
     assert better_estimator(instrument, step(4096), "cpu") == PerExample()
+
+
+def test_few_positions_or_coordinates_are_never_sketched_on_a_cpu() -> None:
+    """Products of positions cost less than a sketch there, and coordinates need every gradient."""
+    coordinates = Request(coordinates=CoordinateReduction(kind="max"))
+    for instrument in (opened(wide(), floats(4, 8, 256)), opened(wide(), floats(4, 48, 256), coordinates)):
+        assert {better_estimator(instrument, step(n), "cpu") for n in SIZES} == {PerExample()}
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("request_", [NORMS, Request(inner_products=True, coordinates=CoordinateReduction(kind="max"))])
 def test_the_rule_by_its_formula(device: str, request_: Request) -> None:
-    instrument = opened(wide(), floats(4, 8, 256), request_)
+    instrument = opened(wide(), floats(4, 48, 256), request_)
     how = NormsBy(inner_products=request_.inner_products, coordinates=request_.coordinates is not None)
     layers = list(instrument.sizes.values())
     for n in SIZES:
@@ -89,12 +96,12 @@ def test_the_worst_sketched_layer_says_how_sure_a_probe_is() -> None:
     build, x = USUAL["cnn"]
     instrument = opened(build(), x)
     assert probe_variance(instrument, NormsBy(probes=4)) == PROBE_VARIANCE["convolution"]
-    assert probe_variance(opened(wide(), floats(4, 8, 256)), NormsBy(probes=4)) == PROBE_VARIANCE["linear"]
+    assert probe_variance(opened(wide(), floats(4, 48, 256)), NormsBy(probes=4)) == PROBE_VARIANCE["linear"]
     assert probe_variance(instrument, NormsBy(probes=0)) == 0
 
 
 def test_a_change_takes_over_what_was_learnt() -> None:
-    instrument = opened(wide(), floats(4, 8, 256))
+    instrument = opened(wide(), floats(4, 48, 256))
     before = instrument.state_dict()
     estimator, other = reconsidered(PerExample(), instrument, step(8), "cpu")
     assert estimator == Probe()
@@ -109,7 +116,7 @@ def test_a_change_takes_over_what_was_learnt() -> None:
 def test_a_meter_reconsiders_before_each_step_and_only_where_it_may() -> None:
     kinds: dict[object, list[str]] = {}
     for estimator in ("auto", PerExample()):
-        model, x = wide(), floats(8, 8, 256)
+        model, x = wide(), floats(8, 48, 256)
         meter = ada.GradientMeter(model, estimator)
         for _ in range(3):
             model.zero_grad()

@@ -34,7 +34,12 @@ def frozen(layer: nn.Module) -> nn.Module:
         (
             lambda: nn.Linear(30, 20),
             (4, 2, 3, 30),
-            LayerSize(600, 6, 300, products=36 * 50, formed=72, fused=True, probe=50),
+            LayerSize(600, 6, 300, products=36 * 50, formed=72, probe=50),
+        ),
+        (
+            lambda: nn.Linear(30, 30),
+            (4, 13, 30),
+            LayerSize(900, 13, 780, products=169 * 60, formed=338, fused=True, probe=60),
         ),
         (lambda: nn.Conv2d(3, 8, 3), (4, 3, 6, 6), LayerSize(216, 16, 236, formed=216 + 27 * 8, fused=True)),
         (lambda: nn.Conv1d(3, 8, 3), (4, 3, 6), LayerSize(72, 4, 50, fused=True)),
@@ -56,6 +61,7 @@ def frozen(layer: nn.Module) -> nn.Module:
         "direct",
         "frozen bias",
         "by positions",
+        "by positions, or fused",
         "few channels",
         "conv1d",
         "groups",
@@ -76,11 +82,14 @@ def test_costs_by_hand() -> None:
     wide = LayerSize(5000, 49, 3000, fused=True, probe=150, thin=100)
     by_positions = LayerSize(5000, 4, 3000, products=400, formed=32, probe=150)
     patches = LayerSize(5000, 49, 3000, formed=7000, fused=True)
+    either = LayerSize(5000, 20, 3000, products=60_000, formed=800, fused=True, probe=150)
     once = 4 * 5000
-    assert cost(patches, fuse=True) == Cost(0, 8 * 7000 * N + once)
+    assert cost(patches, fuse=True) == Cost(0, 8 * 7000 * N + once, 392_000 * N)  # 0.8 * 2 * 5000 * 49
+    assert cost(either, fuse=True) == Cost(0, 8 * 5000 * N + once, 160_000 * N)  # 0.8 * 2 * 5000 * 20
+    assert cost(either) == Cost(120_000 * N, (READ + 8 * 800) * N + once)
     assert cost(patches) == Cost(2 * 5000 * 49 * N, (READ + 8 * 7000) * N + once)
     assert cost(layer) == Cost(2 * 5000 * 49 * N, (READ + 8 * 5000) * N + once)
-    assert cost(layer, fuse=True) == Cost(0, 8 * 5000 * N + once)
+    assert cost(layer, fuse=True) == Cost(0, 8 * 5000 * N + once, 392_000 * N)
     assert cost(layer, probes=4) == Cost(2 * 49 * 4 * 150 * N, 1.5 * READ * N + 2 * once)
     assert cost(wide, probes=4) == Cost(2 * 49 * (4 * 50 + 16 * 100) * N, 1.5 * READ * N + 2 * once)
     assert cost(wide, probes=20) == Cost(2 * 49 * 20 * 150 * N, 1.5 * READ * N + 2 * once)
@@ -88,14 +97,34 @@ def test_costs_by_hand() -> None:
     assert cost(by_positions, probes=4) == cost(by_positions) == Cost(800 * N, (READ + 8 * 32) * N + once)
 
 
-def test_products_and_coordinates_are_paid_beside_norms_and_nothing_is_fused_then() -> None:
+def test_products_and_coordinates_are_paid_beside_norms() -> None:
+    """Each takes a product of its own, but coordinates of a fused layer, which forms every product anyway."""
     layer = LayerSize(5000, 49, 3000, fused=True, probe=150)
-    product = 2 * 5000 * 49 * N
-    for how in ({}, {"probes": 4}):
+    product, rows = 490_000 * N, 40_000 * N  # 2 * 5000 * 49, 8 * 5000
+    for how in ({}, {"probes": 4}, {"fuse": True}):
         norms = cost(layer, **how)
-        assert cost(layer, fuse=True, inner_products=1, **how) == Cost(norms.flops + product, norms.bytes + READ * N)
-        assert cost(layer, coordinates=1, **how) == Cost(norms.flops + product, norms.bytes + 8 * 5000 * N)
+        again, slower = (0, 392_000 * N) if "fuse" in how else (product, 0)  # 0.8 * 490,000
+        assert cost(layer, inner_products=1, **how) == Cost(norms.flops + product, norms.bytes + READ * N, slower)
+        assert cost(layer, coordinates=1, **how) == Cost(norms.flops + again, norms.bytes + rows, slower)
+        both = Cost(norms.flops + product + again, norms.bytes + READ * N + rows, slower)
+        assert cost(layer, inner_products=1, coordinates=1, **how) == both
+
+
+def test_everything_of_a_fused_layer_in_numbers() -> None:
+    """An example: 490,000 flops; bytes twice 40,000 and one read of 12,000; 0.8 times 490,000 for the pieces."""
+    layer = LayerSize(5000, 49, 3000, fused=True)
+    assert cost(layer, fuse=True, inner_products=1, coordinates=1) == Cost(7_840_000, 1_492_000, 6_272_000)
+
+
+def test_one_position_forms_nothing() -> None:
+    """Norms are one read and no flop, coordinates a product of squares that writes no row an example."""
+    layer, once = LayerSize(5000, 1, 150), 20_000
+    for fuse in (0, 1):
+        assert cost(layer, fuse=fuse) == Cost(0, 600 * N + once)
+        assert cost(layer, fuse=fuse, coordinates=1) == Cost(10_000 * N, 600 * N + once)
+        assert cost(layer, fuse=fuse, inner_products=1) == Cost(10_000 * N, 1200 * N + once)
 
 
 def test_seconds_are_flops_and_bytes_over_rates() -> None:
-    assert Cost(1.2e11, 16e9).seconds(CPU) == pytest.approx(3.0)
+    assert Cost(1.9e11, 3e10).seconds(CPU) == pytest.approx(3.0)
+    assert Cost(1.9e11, 3e10, slower=3.8e11).seconds(CPU) == pytest.approx(5.0)
