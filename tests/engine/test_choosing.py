@@ -5,10 +5,17 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 import adadagrad as ada
+from adadagrad.statistics import choosing
+
+
+@pytest.fixture(autouse=True)
+def no_margin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "MARGIN", 1.0)
 
 
 def engine(size: int = 8, **options: Any) -> ada.AdaptiveBatch:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import adadagrad as ada
 from adadagrad.core.reduction import CoordinateReduction
-from adadagrad.statistics import MicroBatch, PerExample, Probe
+from adadagrad.statistics import MicroBatch, PerExample, Probe, choosing
 from adadagrad.statistics.base import Request
-from adadagrad.statistics.choosing import PROBE_VARIANCE, SPREAD, better_estimator, probe_variance, reconsidered
+from adadagrad.statistics.choosing import MARGIN, PROBE_VARIANCE, SPREAD, better_estimator, probe_variance, reconsidered
 from adadagrad.statistics.layer_costs import NormsBy
 from adadagrad.statistics.planner import StepSize, measured_seconds
 from tests.statistics.cases import GPT
@@ -64,6 +64,20 @@ def test_a_model_without_sketches_is_measured_exactly_anywhere() -> None:
         assert better_estimator(opened(build(), x), step(2), device) == PerExample()
 
 
+@pytest.fixture
+def no_margin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "MARGIN", 1.0)
+
+
+def test_a_probe_must_be_the_better_bargain_by_far() -> None:
+    instrument = opened(wide(), floats(4, 48, 256))
+    assert {better_estimator(instrument, step(n), "cpu") for n in SIZES} == {PerExample()}
+    broad = opened(nn.Linear(1024, 1024), torch.randn(2, 256, 1024))
+    assert better_estimator(broad, step(8), "cpu") == Probe()
+    assert better_estimator(broad, step(128), "cpu") == PerExample()
+
+
+@pytest.mark.usefixtures("no_margin")
 def test_wide_layers_with_many_positions_and_few_examples_are_sketched() -> None:
     """What is added to a product is more there than what a sketch takes; many examples measured exactly win again."""
     instrument = opened(wide(), floats(4, 48, 256))
@@ -88,7 +102,7 @@ def test_the_rule_by_its_formula(device: str, request_: Request) -> None:
     for n in SIZES:
         exact = measured_seconds(layers, step(n), device, replace(how, fuse=True))
         probe = measured_seconds(layers, step(n), device, replace(how, probes=4))
-        better = probe * (1 + PROBE_VARIANCE["linear"] * n / (4 * SPREAD)) < exact
+        better = MARGIN * probe * (1 + PROBE_VARIANCE["linear"] * n / (4 * SPREAD)) < exact
         assert better_estimator(instrument, step(n), device) == (Probe() if better else PerExample())
 
 
@@ -100,6 +114,7 @@ def test_the_worst_sketched_layer_says_how_sure_a_probe_is() -> None:
     assert probe_variance(instrument, NormsBy(probes=0)) == 0
 
 
+@pytest.mark.usefixtures("no_margin")
 def test_a_change_takes_over_what_was_learnt() -> None:
     instrument = opened(wide(), floats(4, 48, 256))
     before = instrument.state_dict()
@@ -113,6 +128,7 @@ def test_a_change_takes_over_what_was_learnt() -> None:
     assert reconsidered(MicroBatch(), units, step(8), "cpu") == (MicroBatch(), units)
 
 
+@pytest.mark.usefixtures("no_margin")
 def test_a_meter_reconsiders_before_each_step_and_only_where_it_may() -> None:
     kinds: dict[object, list[str]] = {}
     for estimator in ("auto", PerExample()):
