@@ -111,4 +111,4 @@ def test_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "BackPACK L2 on logistic: import of backpack halted" in out
     found = json.loads(Path("results/rivals.json").read_text())["rows"]["logistic"]
     assert len(found["first"]["PerExample"]) == 2
-    assert set(found["errors"]) == {"PerExample", "vmap"}
+    assert set(found["errors"]) == {"PerExample", "Probe(probes=4)", "vmap"}

@@ -64,7 +64,15 @@ def growth(observation):
 
 
 CASES = {
-    "defaults": (wide_model, adagrad, lambda: ada.NormTest(eta=0.3), {"bounds": ada.Bounds(max_growth=1.5)}),
+    "defaults": (
+        wide_model,
+        adagrad,
+        lambda: ada.NormTest(eta=0.3),
+        {
+            "bounds": ada.Bounds(max_growth=1.5),
+            "measure": ada.Measure(max_overhead=0.5),
+        },  # often enough for a short run
+    ),
     "every step": (
         lambda: make_model(0.3),
         adagrad,

@@ -72,7 +72,10 @@ def no_margin(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_probe_must_be_the_better_bargain_by_far() -> None:
     instrument = opened(wide(), floats(4, 48, 256))
     assert {better_estimator(instrument, step(n), "cpu") for n in SIZES} == {PerExample()}
-    broad = opened(nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(2))), torch.randn(2, 256, 1024))
+    broad = opened(
+        nn.Sequential(*(nn.Linear(1024, 1024).double() for _ in range(2))),
+        torch.randn(2, 256, 1024, dtype=torch.float64),
+    )
     assert better_estimator(broad, step(8), "cpu") == Probe()
     assert better_estimator(broad, step(128), "cpu") == PerExample()
 
