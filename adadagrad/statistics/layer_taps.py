@@ -48,6 +48,8 @@ class LayerTaps:
     ) -> None:
         self._state, self._layout, self._tensors = state, layout, tensors
         self._intake, self._excluded = intake, excluded
+        self.own: dict[str, dict[str, nn.Parameter]] = {}
+        """What layers with a fused rule train, by name, before anything is put in its place for a call."""
         self._seen: dict[tuple[str, torch.Size, torch.Size], set[tuple[int, int] | None]] = {}
 
     def forward(
@@ -120,11 +122,15 @@ class LayerTaps:
         state = self._state
         if state.leaf is None or state.calibration is not None or not self._layout.examples_first(name):
             return None
+        if not state.depth and not in_backward():
+            return None  # outside of the model, where calls are not counted
         sums = SquareSums()
         taken = fused_call(layer, Squaring(fused, sums) if self._intake.square else fused, x, state.leaf)
         if taken is None or not self._excluded.isdisjoint(taken.parameters.values()):
             return None
-        parameters = taken.parameters
+        parameters, own = taken.parameters, self.own.get(name, {})
+        if any(own.get(k) is not p for k, p in parameters.items()):
+            return None  # put there for this call, by functional_call, and gone again in the backward
         call = LayerCall(name, layer, rule, parameters, (0, 0), sums)
         if state.depth:
             state.number(name)

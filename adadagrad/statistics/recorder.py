@@ -22,6 +22,7 @@ from adadagrad.statistics.intake import Intake
 from adadagrad.statistics.layer_taps import LayerTaps
 from adadagrad.statistics.layout import Layout
 from adadagrad.statistics.rules import find_fused
+from adadagrad.statistics.rules.base import own_parameters
 from adadagrad.statistics.shared import SharedTensors
 from adadagrad.statistics.survey import Survey
 from adadagrad.statistics.taps import Forward
@@ -97,6 +98,8 @@ class Recorder:
         found: dict[nn.Module, Forward] = {}
         for name, module, rule in self._survey.layers:
             fused = find_fused(module) if self._fuse else None
+            if fused is not None:
+                self._layers.own[name] = own_parameters(module)
             found[module] = partial(self._layers.forward, name, module, module.forward, rule, fused)
         for name, module, whole in self._survey.whole:
             found[module] = partial(self._whole.forward, name, module, module.forward, whole)

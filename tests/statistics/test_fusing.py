@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from adadagrad.core.errors import InvalidMeasurement
+from adadagrad.core.errors import AdadagradError, InvalidMeasurement
 from adadagrad.statistics import PerExample
 from adadagrad.statistics.base import Request
 from adadagrad.statistics.coordinate import reduce_ratio
@@ -353,3 +353,29 @@ def test_what_exists_at_a_time_does_not_grow_with_the_batch(name: str, monkeypat
     parts = [part["weight"].flatten(1).clone() for part in rule.backward(layer, x, (), gy, wants_x=False)[1]]
     assert [len(part) for part in parts] == [2, 2, 2, 1]
     torch.testing.assert_close(torch.cat(parts), torch.cat(whole), rtol=1e-12, atol=1e-12)
+
+
+def test_a_parameter_put_in_place_for_a_call_is_differentiated_as_it_was_called(calls: list[str]) -> None:
+    """The backward comes when the layer has its own parameter again; a fused rule would take that one."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return torch.func.functional_call(m.second, {"weight": m.first.weight}, (torch.tanh(m.first(x)),))
+
+    model = Composite(forward, first=nn.Linear(4, 4), second=nn.Linear(4, 4)).double()
+    x = floats(6, 3, 4)
+    found = train(model, x)
+    assert calls == ["Linear"]
+    for mine, theirs in zip(found, ordinary(model, x), strict=True):
+        assert float((mine - theirs).norm()) <= 1e-12 * float(theirs.norm())
+
+
+@pytest.mark.filterwarnings("ignore:.*no rule counts")
+def test_a_call_outside_of_the_model_is_not_taken_for_the_only_one() -> None:
+    """Its share of a weight's gradient adds to that of the call inside before it is squared, or there is no number."""
+    parts = {"body": nn.Linear(4, 4), "head": nn.Linear(4, 3)}
+    model = Composite(lambda m, x: m.head(torch.tanh(m.body(x))), **parts).double()
+    x, instrument = floats(6, 3, 4), PerExample().open(model, NORMS)
+    for _ in range(STEPS - 1):
+        measure_once(instrument, lambda m: losses_of(m, (x,)))
+    with pytest.raises(AdadagradError, match="head"):
+        measure_once(instrument, lambda m: losses_of(m, (x,)) + m.head(x).pow(3).sum((1, 2)))
