@@ -379,3 +379,15 @@ def test_a_call_outside_of_the_model_is_not_taken_for_the_only_one() -> None:
         measure_once(instrument, lambda m: losses_of(m, (x,)))
     with pytest.raises(AdadagradError, match="head"):
         measure_once(instrument, lambda m: losses_of(m, (x,)) + m.head(x).pow(3).sum((1, 2)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_position_products_stay_in_range_in_half_precision(dtype: torch.dtype) -> None:
+    """Sums of 300 squares of 30, and squares of output gradients of 1e-5: beyond float16 on either side."""
+    torch.manual_seed(2)
+    layer = nn.Conv2d(300, 300, 2).to(dtype)
+    x, gy = (30 * floats(3, 300, 2, 2).abs()).to(dtype), (1e-5 * floats(3, 300, 1, 1)).to(dtype)
+    assert gram_is_cheaper(layer, x)
+    wide = ConvolutionRule().gradients(layer, x.double(), gy.double(), {"weight"})["weight"]
+    expected = wide.flatten(1).square().sum(1)
+    assert torch.allclose(gram_square_norms(layer, x, gy), expected, rtol=1e-3)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adadagrad.statistics.rules.chunking import chunks
-from adadagrad.statistics.rules.per_example_sums import dot_per_example
+from adadagrad.statistics.rules.per_example_sums import at_least_single, dot_per_example
 
 
 def gram_is_cheaper(layer: nn.Conv2d, x: Tensor) -> bool:
@@ -62,13 +62,14 @@ def gram_square_norms(layer: nn.Conv2d, x: Tensor, gy: Tensor) -> Tensor:
     rows, columns = (int(p) for p in layer.padding)
     positions = (x.shape[2] + 2 * rows) * (x.shape[3] + 2 * columns)
     pieces = []
-    for part in chunks(len(x), positions**2 * x.element_size()):
+    for part in chunks(len(x), positions**2 * max(4, x.element_size())):
         padded = F.pad(x[part], (columns, columns, rows, rows))
         pieces.append(_norms(layer, padded, gy[part]))
     return torch.cat(pieces)
 
 
 def _norms(layer: nn.Conv2d, padded: Tensor, gy: Tensor) -> Tensor:
+    padded, gy = at_least_single(padded), at_least_single(gy)  # products of products leave the range of float16
     n, _, height, width = padded.shape
     flat = padded.flatten(2)
     products = torch.bmm(flat.mT, flat).view(n, height, width, height, width)
