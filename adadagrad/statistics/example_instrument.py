@@ -25,7 +25,7 @@ from adadagrad.statistics.layout import Layout
 from adadagrad.statistics.planner import StepSize, measured_seconds, plain_seconds
 from adadagrad.statistics.recorder import Recorder
 from adadagrad.statistics.sketching import Sketching
-from adadagrad.statistics.small_noise import is_small
+from adadagrad.statistics.small_noise import is_coarse, is_small
 from adadagrad.statistics.survey import Survey
 from adadagrad.statistics.taps import patched_forwards
 
@@ -189,7 +189,8 @@ class ExampleInstrument(AbstractInstrument):
             except InvalidMeasurement:
                 self._accounting.doubt()
                 raise
-        self._small_noise = is_small(statistics.variance_trace, statistics.grad_norm_sq)
+        small = is_small(statistics.variance_trace, statistics.grad_norm_sq)
+        self._small_noise = small and is_coarse(self._gradients().values())
         self.seconds += time.perf_counter() - started
         return statistics
 
@@ -235,7 +236,7 @@ class ExampleInstrument(AbstractInstrument):
         assert recorder.leaf is not None
         examples = Examples(self.model, recorder, self.fallback)
         weights = example_weights(coefficients, examples.n, recorder.leaf.device)
-        step.add(examples, weights, self.request, self._gradients() if first else None)
+        step.add(examples, weights, self.request, self._gradients() if first else None, self._small_noise)
         if self.fallback:
             expected = {name: _added(p.grad, before.get(name)) for name, p in self.fallback.items()}
             coverage.check_rerun(examples.rerun_sums, expected, list(self._gradients().values()), examples.types)

@@ -18,7 +18,7 @@ from adadagrad.statistics.coverage import tolerance
 from adadagrad.statistics.examples import Examples
 from adadagrad.statistics.measured_part import MeasuredPart
 from adadagrad.statistics.sketches import Sketches
-from adadagrad.statistics.small_noise import in_double, needs_double
+from adadagrad.statistics.small_noise import in_double, needs_double, products_in_double
 from adadagrad.statistics.standard_errors import grad_norm_sq_error
 from adadagrad.statistics.sums import WeightedSums
 
@@ -50,6 +50,7 @@ class ExampleStep:
         value: float | Tensor,
         request: Request,
         gradients: Mapping[nn.Parameter, Tensor] | None,
+        small_noise: bool = False,
     ) -> None:
         """Take in one micro-batch.
 
@@ -58,11 +59,13 @@ class ExampleStep:
             value: c_i, one number or float64 (n,); zero-weight rows are not examples.
             request: The numbers wanted.
             gradients: What `.grad` holds where this is the step's first micro-batch and all its calls are kept.
+            small_noise: Whether noise was too small for the trained gradient at the last step.
         """
         squares = examples.square_norms()
         if self.sketches is not None:
             self.sketches.take(value)
-        if self.totals or (gradients is not None and needs_double(value, squares, gradients.values())):
+        small = gradients is not None and needs_double(value, squares, gradients.values(), small_noise)
+        if self.totals or small:
             squares = in_double(examples, self.totals)
         if isinstance(value, float):
             self.sums.add_equal(value, squares)
@@ -106,7 +109,8 @@ class ExampleStep:
         if request.inner_products:
             for examples, weights, squares in self.kept:
                 rows = weights != 0
-                products = examples.inner_products(gradients)
+                form = products_in_double if self.totals else Examples.inner_products
+                products = form(examples, gradients)
                 self.sums.products.append((weights[rows], products[rows] / weights[rows]))
                 self.sums.unit_squares.append(squares)
         sums = (self.sums if part else self.sums.scaled(scale)).over_ranks()

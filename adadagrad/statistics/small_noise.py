@@ -3,9 +3,10 @@ r"""Noise far below the mean gradient: V as a difference of nearly equal numbers
 V is the mean of |g_i|^2 less |g|^2. In float32 the gradient that training has summed is off by 1e-7 to 1e-4 of its
 norm (more for larger batches, most where all examples agree), so where V is below a thousandth of s = |g|^2 little or
 nothing is left of it. Then the calls of the micro-batch, which are kept for it, are evaluated again in float64, a few
-examples at a time: the norms |g_i|^2, and their gradients' sum, which takes the place of the trained one in V. What
-remains is the rounding of the layers' inputs and output gradients themselves, about 1e-7 of |g_i| and independent
-between examples: V is right to about (1e-7 |g|)^2 / V, which is 1e-6 at a noise of 1e-4 of the mean.
+examples at a time: the norms |g_i|^2, their gradients' sum, which takes the place of the trained one in V, and the
+products <g_i, g> where they are wanted. What remains is the rounding of the layers' inputs and output gradients
+themselves, about 1e-7 of |g_i| and independent between examples: V is right to about (1e-7 |g|)^2 / V, which is 1e-6 at
+a noise of 1e-4 of the mean.
 
 s on record stays the norm of the trained gradient. A batch size test asks for less than one example long before this
 matters; it is for whoever reads V. Cost: a float64 forward and weight gradient of the measured examples, at the steps
@@ -34,23 +35,31 @@ def is_small(variance_trace: float, grad_norm_sq: float) -> bool:
     return variance_trace < SMALL * grad_norm_sq
 
 
-def needs_double(weights: float | Tensor, squares: Tensor, gradients: Iterable[Tensor]) -> bool:
+def is_coarse(gradients: Iterable[Tensor]) -> bool:
+    """Return whether float64 would say more than these gradients do: not over several ranks, nor where they have it."""
+    return world_size() == 1 and any(g.dtype != torch.float64 for g in gradients)
+
+
+def needs_double(weights: float | Tensor, squares: Tensor, gradients: Iterable[Tensor], before: bool = False) -> bool:
     """Return whether the noise of one micro-batch is so small beside its mean that rounding shows in V.
 
     Args:
         weights: c_i, one number or float64 (n,).
         squares: |c_i g_i|^2, float64 (n,).
         gradients: sum c_i g_i of this micro-batch, by parameter.
+        before: Whether it was at the last step: a single example cannot tell, and goes by that.
 
     Returns:
-        The answer; False for float64 gradients, for one example and over several ranks.
+        The answer; False for float64 gradients and over several ranks.
     """
     found = list(gradients)
+    if not is_coarse(found):
+        return False
     if isinstance(weights, float):
         weights = torch.full_like(squares, weights)
     rows = weights != 0
-    if all(g.dtype == torch.float64 for g in found) or int(rows.sum()) < 2 or world_size() > 1:
-        return False
+    if int(rows.sum()) < 2:
+        return before
     total = float(weights.sum())
     mean_square = float((squares[rows] / weights[rows]).sum()) / total
     norm_sq = float(squared_norm(found)) / total**2
@@ -77,6 +86,26 @@ def in_double(examples: Examples, totals: dict[nn.Parameter, Tensor]) -> Tensor:
             squares[part] += wide.flatten(1).square().sum(1)
             _add(totals, {p: wide.sum(0)})
     return squares
+
+
+def products_in_double(examples: Examples, directions: Mapping[nn.Parameter, Tensor]) -> Tensor:
+    """Return <c_i g_i, direction> of a micro-batch of which all calls are kept, evaluated in float64.
+
+    Args:
+        examples: The examples.
+        directions: Parameter -> tensor of its shape; a parameter that is missing has direction 0.
+
+    Returns:
+        float64 (n,).
+    """
+    products = torch.zeros(examples.n, dtype=torch.float64, device=examples.device)
+    for part, few in examples.pieces_in_double():
+        products[part] = few.inner_products(directions)
+    for part, gradients in examples.rerun():
+        for p, gradient in gradients.items():
+            if p in directions:
+                products[part] += gradient.double().flatten(1) @ directions[p].double().flatten()
+    return products
 
 
 def _summed(examples: Examples) -> dict[nn.Parameter, Tensor]:

@@ -182,3 +182,42 @@ def test_when_the_noise_is_small() -> None:
     assert not needs_double(c[:1], 4 * c[:1].square(), gradients)
     assert not needs_double(c, torch.full((4,), torch.nan, dtype=torch.float64), gradients)
     assert not is_small(float("nan"), 1.0)
+
+
+def test_single_examples_go_by_the_last_step() -> None:
+    """One example alone has no noise, so micro-batches of one are evaluated in float64 where the last step says so."""
+    layer, x, y = regression(24, 1e-4)
+    instrument = PerExample().open(layer, NORMS)
+    found = [measured(instrument, x, y, (1,) * 24, 24) for _ in range(4)]
+    assert relative_error(found[-1], in_float64(layer, x, y)[0]) < 1e-4
+
+
+def test_nothing_is_kept_for_it_where_float64_would_say_no_more() -> None:
+    layer, x, y = regression(24, 1e-4)
+    instrument = PerExample().open(layer.double(), NORMS)
+    measured(instrument, x.double(), y.double(), (24,), 1)
+    assert not instrument.state_dict()["small_noise"]
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_products_with_the_gradient_and_what_follows_from_them(part: bool) -> None:
+    """Vp, and the errors of V and |g|^2, which are made of differences of them."""
+    layer, x, y = regression(60, 1e-5)
+    found = []
+    for model, inputs, goals in ((layer, x, y), (copy.deepcopy(layer).double(), x.double(), y.double())):
+        instrument = PerExample().open(model, Request(inner_products=True))
+        for _ in range(4):
+            model.zero_grad()
+            with instrument.micro_batch(40, 1 / 60):
+                ((model(inputs[:40]) - goals[:40]).square().sum() / 60).backward()
+            if part:
+                instrument.close_group()
+                ((model(inputs[40:]) - goals[40:]).square().sum() / 60).backward()
+            else:
+                for p in model.parameters():
+                    p.grad *= 1.5
+            statistics = instrument.finish(60 if part else 40, scale=1.0 if part else 1.5)
+        found.append(statistics)
+    single, double = found
+    for field in ("variance_trace", "inner_product_variance", "variance_trace_error", "grad_norm_sq_error"):
+        assert relative_error(getattr(single, field), getattr(double, field)) < 1e-2, field
