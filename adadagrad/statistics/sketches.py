@@ -18,14 +18,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Mapping
-from typing import Protocol
+from collections.abc import Callable, Collection, Mapping
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from adadagrad.core.comm import sum_scalars
 from adadagrad.core.vectors import squared_norm
+
+Shape: TypeAlias = Callable[[], tuple[int, ...]]
+"""Gives the shape of the signs of a layer, probes first."""
 
 
 class OfGradient(Protocol):
@@ -55,7 +58,7 @@ class Sketches:
     def __init__(self, probes: int, seed: int, number: int) -> None:
         self.probes, self._seed, self._number = probes, seed, number
         self._signs: dict[str, Tensor] = {}
-        self._layers: dict[str, tuple[nn.Parameter, OfGradient]] = {}
+        self._layers: dict[str, tuple[nn.Parameter, OfGradient, Shape]] = {}
         self._pending: dict[str, Tensor] = {}  # of the micro-batch in progress
         self._sums: dict[str, Tensor] = {}
         self._group: dict[str, tuple[float, list[float]]] = {}
@@ -82,16 +85,24 @@ class Sketches:
             signs = self._signs[name] = drawn.to(like.device).to(like.dtype) * 2 - 1
         return signs
 
-    def note(self, name: str, parameter: nn.Parameter, squares: Tensor, of_gradient: OfGradient) -> None:
-        """Take in what the probes found in one call of a layer.
+    def expect(self, name: str, parameter: nn.Parameter, of_gradient: OfGradient, shape: Shape) -> None:
+        """Take note of a layer that may be sketched, on this rank or on another one.
 
         Args:
             name: Qualified name of the layer.
             parameter: Its weight.
-            squares: |c_i g_i w_r|^2, float64 (n, k).
-            of_gradient: Sketches the weight's whole gradient in the same way.
+            of_gradient: Sketches the weight's whole gradient as `note` is told of every example's.
+            shape: Gives the shape of its signs, probes first.
         """
-        self._layers[name] = (parameter, of_gradient)
+        self._layers[name] = (parameter, of_gradient, shape)
+
+    def note(self, name: str, squares: Tensor) -> None:
+        """Take in what the probes found in one call of a layer.
+
+        Args:
+            name: Qualified name of the layer, an expected one.
+            squares: |c_i g_i w_r|^2, float64 (n, k).
+        """
         self._pending[name] = squares
 
     def take(self, weights: float | Tensor) -> None:
@@ -107,7 +118,7 @@ class Sketches:
         self._pending.clear()
 
     def close(self, gradients: Mapping[nn.Parameter, Tensor]) -> float:
-        """Sketch the gradient of the measured examples together.
+        """Sketch the gradient of the measured examples together, wherever a rank has sketched those of its examples.
 
         Args:
             gradients: Parameter -> G; one that is missing has gradient 0.
@@ -115,14 +126,16 @@ class Sketches:
         Returns:
             |G|^2 over all parameters.
         """
-        rest = dict(gradients)
-        for name, (parameter, of_gradient) in self._layers.items():
+        rest, names = dict(gradients), sorted(self._layers)
+        sketched = sum_scalars(*(float(name in self._sums) for name in names)) if names else ()
+        for name in (name for name, ranks in zip(names, sketched, strict=True) if ranks):
+            parameter, of_gradient, shape = self._layers[name]
             gradient = rest.pop(parameter, None)
             if gradient is None:
                 self._group[name] = (0.0, [0.0] * self.probes)
                 continue
             values = gradient.float() if gradient.element_size() < 4 else gradient
-            rows = of_gradient(values, self._signs[name].to(values.dtype)).reshape(self.probes, -1)
+            rows = of_gradient(values, self.signs(name, shape(), values)).reshape(self.probes, -1)
             self._group[name] = (float(squared_norm([gradient])), rows.double().square().sum(1).tolist())
         return sum(norm for norm, _ in self._group.values()) + float(squared_norm(list(rest.values())))
 
@@ -140,7 +153,7 @@ class Sketches:
         Returns:
             [grad^2]; 0 where no layer was sketched.
         """
-        values = self._over_ranks(sorted(self._sums))
+        values = self._over_ranks(list(self._group))
         if not values:
             return 0.0
         if self.probes < 2:
@@ -157,6 +170,6 @@ class Sketches:
         """Return each layer's sums over the examples of all ranks, probe by probe."""
         if not names:
             return {}
-        rows = torch.stack([self._sums[name] for name in names]).tolist()
+        rows = [self._sums[name].tolist() if name in self._sums else [0.0] * self.probes for name in names]
         flat = iter(sum_scalars(*(value for row in rows for value in row)))
         return {name: [next(flat) for _ in range(self.probes)] for name in names}

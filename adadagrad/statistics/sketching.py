@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
-from adadagrad.statistics.rules import find_sketch
+from torch import nn
+
+from adadagrad.statistics.rules import AbstractRule, find_sketch
+from adadagrad.statistics.rules.base import own_parameters
 from adadagrad.statistics.rules.sketched import SketchedRule
 from adadagrad.statistics.sketches import Sketches
 from adadagrad.statistics.survey import Survey
@@ -40,8 +45,12 @@ class Sketching:
         Returns:
             A survey of the same layers.
         """
-        layers = []
+        layers: list[tuple[str, nn.Module, AbstractRule[Any]]] = []
         for name, module, rule in survey.layers:
-            sketch = find_sketch(module)
-            layers.append((name, module, rule if sketch is None else SketchedRule(name, rule, sketch, sketches)))
+            sketch, weight = find_sketch(module), own_parameters(module).get("weight")
+            if sketch is None or weight is None:
+                layers.append((name, module, rule))
+                continue
+            sketches.expect(name, weight, sketch.of_gradient, partial(sketch.shape, module, self.probes))
+            layers.append((name, module, SketchedRule(name, rule, sketch, sketches)))
         return replace(survey, layers=layers)

@@ -370,3 +370,24 @@ def test_the_engine_trains_with_it() -> None:
         step.run(lambda batch: (model(batch[0]) - batch[1]).square().mean())
         kinds.append((g := step.update().observation.gradient) and (g.kind, g.num_units))
     assert kinds[0] == ("probe", 8)
+
+
+def of_other_lengths(rank: int | None) -> dict[str, Any]:
+    """One step whose examples are short on one rank, where exact norms cost less than sketches, and long elsewhere."""
+    model, (x,) = build("linear")
+    instrument = Probe().open(model, NORMS)
+    for part in (x[:3, :3], x[3:]) if rank is None else ((x[:3, :3], x[3:])[rank],):
+        with instrument.micro_batch(coefficients=1 / 7):
+            (alike(model, part).sum() / 7).backward()
+    if rank is not None:
+        for p in model.parameters():
+            dist.all_reduce(p.grad)
+    return dataclasses.asdict(instrument.finish())
+
+
+def test_a_layer_that_one_rank_sketches_and_another_does_not() -> None:
+    first, second = on_two_ranks(of_other_lengths)
+    alone = of_other_lengths(None)
+    assert first == second
+    for field in ("grad_norm_sq", "variance_trace", "variance_trace_error", "num_units"):
+        assert first[field] == pytest.approx(alone[field], rel=1e-10), field

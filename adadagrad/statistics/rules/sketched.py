@@ -100,12 +100,10 @@ class SketchedRule(AbstractRule[nn.Module]):
         probes = self._sketches.probes
         if "weight" not in names or not self._sketch.pays(layer, x, probes):
             return self._exact.square_norms(layer, x, gy, names)
-        weight = layer.weight
-        assert isinstance(weight, nn.Parameter)
         signs = self._sketches.signs(self._name, self._sketch.shape(layer, probes), gy)
         rows = self._sketch.examples(layer, x, gy, signs)
         squares = squares_per_example(rows.reshape(len(x) * probes, -1)).view(len(x), probes)
-        self._sketches.note(self._name, weight, squares, self._sketch.of_gradient)
+        self._sketches.note(self._name, squares)
         total: Tensor = squares.mean(1)
         rest = set(names) - {"weight"}
         return total + self._exact.square_norms(layer, x, gy, rest) if rest else total
