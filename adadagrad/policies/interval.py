@@ -136,8 +136,11 @@ def _missing(policy: BatchSizePolicy, statistics: GradientStatistics) -> frozens
 
 
 def _answer(policy: BatchSizePolicy, observation: Observation) -> float:
-    """Return what the policy asks for; NaN where one with plain divisions divides by zero."""
+    """Return what the policy asks for; NaN where its arithmetic ends, at a logarithm of zero, say.
+
+    The numbers were not measured, and an interval that is only logged must not stop a run.
+    """
     try:
         return policy.required_batch_size(observation)
-    except ZeroDivisionError:
+    except (ArithmeticError, ValueError):
         return math.nan

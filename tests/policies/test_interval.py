@@ -96,6 +96,24 @@ def test_a_division_by_zero_at_a_corner_does_not_count() -> None:
     assert found == (0.0, 0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class Logarithm(AbstractPolicy):
+    """A policy of one's own that has no answer where V or s is 0."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"grad_norm_sq", "variance_trace"})
+
+    def required_batch_size(self, observation: Observation) -> float:
+        v, s = self.measured(observation, "variance_trace", "grad_norm_sq")
+        return 8 * math.log(v / s)
+
+
+def test_a_policy_without_an_answer_at_a_corner_stops_nothing() -> None:
+    low, high = requested_interval(Logarithm(), observed(10.0, 0.5))  # type: ignore[misc]
+    assert low == pytest.approx(8 * math.log((9 + 10 * Z) / (4 + Z / 2)))
+    assert high == pytest.approx(8 * math.log((9 + 10 * Z) / (4 - Z / 2)))
+    assert requested_interval(Logarithm(), observed(0.0, 0.0, variance_trace=0.0)) is None
+
+
 def test_what_is_certain_or_cannot_be_known() -> None:
     assert requested_interval(ConstantBatch(8), observed(1.0, 1.0)) is None
     assert errors_known(ConstantBatch(8), observed(1.0, 1.0).gradient)  # type: ignore[arg-type]
