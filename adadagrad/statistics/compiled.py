@@ -100,7 +100,13 @@ class EagerUntilCalled:
         self._stance: Any = None
 
     def __enter__(self) -> EagerUntilCalled:
-        self._stance = torch.compiler.set_stance("force_eager")
+        stance: Any = torch.compiler.set_stance("force_eager")
+        if (
+            stance.prev.stance == "force_eager"
+        ):  # of the user, or of another measurement, which puts back what was before
+            stance.__exit__(None, None, None)
+        else:
+            self._stance = stance
         return self
 
     def release(self) -> None:

@@ -255,3 +255,13 @@ def test_with_the_default_compiler(how: str) -> None:
         made.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert made[-1] - made[0] <= 1
     torch._dynamo.reset()
+
+
+def test_two_models_measured_at_once_leave_the_compiler_as_it_was() -> None:
+    from torch._dynamo import eval_frame
+
+    models, x = (nn.Linear(3, 2), nn.Linear(3, 2)), floats(4, 3).float()
+    meters = [GradientMeter(model) for model in models]
+    with meters[0], meters[1]:
+        sum(model(x).square().sum(1).mean() for model in models).backward()
+    assert eval_frame._stance.stance == "default"
