@@ -11,7 +11,9 @@ from torch import nn
 from adadagrad.statistics import GradientMeter, PerExample
 from adadagrad.statistics.calls import KeptCall, LayerCall
 from adadagrad.statistics.rules import find_rule
+from adadagrad.statistics.rules.per_example_sums import squares_per_example
 from tests.oracles import naive_statistics, relative_error
+from tests.statistics.checking import floats
 
 FIELDS = ("grad_norm_sq", "variance_trace", "inner_product_variance")
 
@@ -80,3 +82,11 @@ def test_a_direction_too_small_for_float16_keeps_its_inner_products() -> None:
     expected = torch.einsum("np,nd,pd->n", gy.double(), x.double(), directions[layer.weight].double())
     expected += gy.double() @ directions[layer.bias].double()
     assert (products - expected).abs().max() < 5e-3 * expected.abs().max()
+
+
+@pytest.mark.parametrize("length", [1024, 2049, 100_000, 3_000_000])
+def test_norms_of_long_rows_keep_their_digits(length: int) -> None:
+    """V is their mean less |g|^2, so a float32 sum over millions of squares would be missing in it."""
+    rows = (1 + floats(2 if length > 100_000 else 17, length)).float()
+    expected = rows.double().square().sum(1)
+    assert torch.allclose(squares_per_example(rows), expected, rtol=5e-7, atol=0)

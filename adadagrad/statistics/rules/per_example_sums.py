@@ -17,6 +17,10 @@ ROWS = 512
 """Most rows that are added in float32 before they go to a float64 sum: sums of 512 squares are off by up to 4e-7."""
 
 
+STRETCH = 1024
+"""Squares of a row that are added in float32 before they go to a float64 sum: each such sum is off by 1e-7."""
+
+
 def sum_per_example(product: Tensor) -> Tensor:
     """Sum everything but the first dimension, accumulated in float64.
 
@@ -74,13 +78,22 @@ def squares_per_example(values: Tensor) -> Tensor:
         values: (n, ...).
 
     Returns:
-        float64 (n,); each row's norm is taken in the values' own precision (float32 at least), then squared.
+        float64 (n,); squares are added in the values' own precision (float32 at least), `STRETCH` at a time where rows
+        are long: added at once, 2 million of them come out 1e-4 too small, and 20 million 1e-3.
     """
     if values.dim() < 2:
         return values.double().square()
+    rows = values.flatten(1)
     wide = values.numel() <= FEW_ELEMENTS or values.dtype.itemsize < 4
-    norms: Tensor = torch.linalg.vector_norm(values.flatten(1), dim=1, dtype=torch.float64 if wide else None)
-    return norms.double().square_()
+    whole = 0 if wide or values.dtype == torch.float64 else rows.shape[1] - rows.shape[1] % STRETCH
+    if whole <= STRETCH:
+        norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64 if wide else None)
+        squares: Tensor = norms.double().square_()
+        return squares
+    norms = torch.linalg.vector_norm(torch.unflatten(rows[:, :whole], 1, (-1, STRETCH)), dim=2).double()
+    rest = torch.linalg.vector_norm(rows[:, whole:], dim=1).double()
+    total: Tensor = torch.linalg.vecdot(norms, norms)
+    return total.add_(rest.square_())
 
 
 def weighted_squares(gradients: Tensor, weights: Tensor) -> Tensor:
