@@ -96,7 +96,7 @@ class AbstractRule(abc.ABC, Generic[Layer]):
             weights: w_i >= 0, float64 (n,).
 
         Returns:
-            name -> float64 tensor of the parameter's shape [grad^2]. In float32 each is within 4e-7 of itself, beside
+            name -> float64 tensor of the parameter's shape [grad^2]. In float32 each is within 2e-6 of itself, beside
             the rounding of the g_ij.
         """
         sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
