@@ -66,7 +66,7 @@ class Measure:
 
     Args:
         estimator: An estimator, or ``"auto"``: `MicroBatch` where a module mixes examples, otherwise `PerExample`, or
-            `Probe` where the cost model expects more of it for its price.
+            `Probe` where the cost model expects far more of it for its price (`adadagrad.statistics.choosing`).
         every: Measure each so many steps; 1 is the paper, ``"auto"`` keeps the modelled average cost within
             `max_overhead`.
         max_overhead: Largest average share of a plain step's modelled cost that measuring may take with
@@ -85,8 +85,10 @@ class Measure:
     max_examples: int | None = 128
 
     def __post_init__(self) -> None:
-        if isinstance(self.estimator, str):
-            check_choice("estimator", self.estimator, ("auto",))
+        if isinstance(self.estimator, str) and self.estimator != "auto":
+            raise InvalidArgument(
+                f'estimator must be "auto" or an estimator such as PerExample() or Probe(), got {self.estimator!r}'
+            )
         if self.every != "auto":
             check_integer(1, every=self.every)
         check_positive(max_overhead=self.max_overhead)

@@ -15,7 +15,7 @@ from adadagrad.core.settings import Measure
 from adadagrad.engine.second_moments import SecondMoments
 from adadagrad.engine.splitting import Split, measured_split, plain_split, smallest_batch
 from adadagrad.statistics import MicroBatch, PerExample, Probe, choose_estimator
-from adadagrad.statistics.base import AbstractEstimator, AbstractInstrument, Request
+from adadagrad.statistics.base import AbstractEstimator, AbstractInstrument, Request, check_estimator
 from adadagrad.statistics.choosing import reconsidered
 from adadagrad.statistics.coverage import batch_coupled_module
 from adadagrad.statistics.example_instrument import ExampleInstrument
@@ -55,15 +55,13 @@ class Measuring:
             second_moment=self._second_moments.of,
         )
         self._device = next((p.device.type for p in model.parameters()), "cpu")
-        self._automatic = isinstance(self.settings.estimator, str)
+        given = check_estimator(self.settings.estimator)
+        self._automatic = given is None
         self._considered: tuple[StepSize, object] | None = None  # sizes of step and layers at the latest choice
         self.budget = MeasureBudget(self.settings.max_overhead)
         self._credit = self.budget.credit  # before the step in progress
-        chosen = choose_estimator(model) if self._automatic else self.settings.estimator
-        if not isinstance(chosen, AbstractEstimator):
-            raise InvalidArgument(f'estimator must be an estimator or "auto", got {chosen!r}')
-        self.estimator: AbstractEstimator = chosen
-        self.instrument: AbstractInstrument = chosen.open(model, self._request)
+        self.estimator: AbstractEstimator = choose_estimator(model) if given is None else given
+        self.instrument: AbstractInstrument = self.estimator.open(model, self._request)
 
     @property
     def smallest_batch(self) -> int:

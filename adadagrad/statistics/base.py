@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.records import GradientStatistics
 from adadagrad.core.reduction import CoordinateReduction
 from adadagrad.statistics.planner import StepSize
@@ -39,7 +40,8 @@ class AbstractInstrument(abc.ABC):
 
     A measured step is one or more measured micro-batches, then `finish`. Where only a part of the step is
     measured, that part comes first, then `close_group`, then the micro-batches that are not measured. Every
-    `.grad` must be None when the first micro-batch starts. Nothing here changes a `.grad`.
+    `.grad` must be None when the first micro-batch starts. Nothing here changes a `.grad`, but for
+    the rounding of one that is summed example by example (`fusing.py`).
     """
 
     seconds: float
@@ -126,3 +128,26 @@ class AbstractEstimator(abc.ABC):
         Returns:
             The instrument, used for every measured step of a run.
         """
+
+
+def check_estimator(estimator: object) -> AbstractEstimator | None:
+    """Refuse what is neither an estimator nor ``"auto"``.
+
+    Args:
+        estimator: What the user gave.
+
+    Returns:
+        The estimator; None for ``"auto"``.
+
+    Raises:
+        InvalidArgument: It is neither.
+    """
+    if isinstance(estimator, str) and estimator == "auto":
+        return None
+    if isinstance(estimator, AbstractEstimator):
+        return estimator
+    if isinstance(estimator, type) and issubclass(estimator, AbstractEstimator):
+        raise InvalidArgument(f"estimator must be an instance, got the class: write {estimator.__name__}()")
+    raise InvalidArgument(
+        f'estimator must be "auto" or an estimator such as PerExample() or Probe(), got {estimator!r}'
+    )

@@ -8,10 +8,11 @@ from types import TracebackType
 
 from torch import nn
 
-from adadagrad.core.errors import StepError
+from adadagrad.core.checks import check_integer, check_positive
+from adadagrad.core.errors import InvalidArgument, StepError
 from adadagrad.core.records import GradientStatistics
 from adadagrad.core.reduction import CoordinateReduction
-from adadagrad.statistics.base import AbstractEstimator, Coefficients, Request
+from adadagrad.statistics.base import AbstractEstimator, Coefficients, Request, check_estimator
 from adadagrad.statistics.choosing import choose_estimator, reconsidered
 from adadagrad.statistics.explain import explain
 from adadagrad.statistics.planner import StepSize
@@ -22,7 +23,8 @@ class GradientMeter:
 
     ``with meter:`` around the forward and backward of one whole batch under a mean-reduced loss; then
     `statistics`, before clipping and before `zero_grad`. For accumulation over several micro-batches use
-    `micro_batch` with the weights. The gradients in `.grad` are not changed, and nothing stays on the model.
+    `micro_batch` with the weights. The gradients in `.grad` stay what they are, up to rounding where `PerExample` forms
+    them example by example (``PerExample(fuse=False)`` keeps every bit), and nothing stays on the model.
 
     The rows of the model's first tensor argument are the examples. Inside the model they may lie in any dimension, but
     a model that is itself given (positions, examples, ...) is refused where it mixes positions, and where it does not,
@@ -33,9 +35,11 @@ class GradientMeter:
         estimator: `PerExample`, `Probe`, `MicroBatch`, or ``"auto"``, which is reconsidered before every step with the
             number of examples of the last one (`choosing.py`).
         inner_products: Also measure the inner-product variance, for the inner product tests.
-        coordinates: Also measure the coordinate ratio under this reduction.
+        coordinates: Also measure the coordinate ratio under this reduction; ``"weighted"`` needs an optimizer, and so
+            `AdaptiveBatch`.
 
     Raises:
+        InvalidArgument: `estimator` is neither an estimator nor ``"auto"``, or `coordinates` cannot be measured.
         BatchCoupledModule: `PerExample` on a model with batch normalisation in training mode.
 
     Example:
@@ -56,8 +60,10 @@ class GradientMeter:
         inner_products: bool = False,
         coordinates: CoordinateReduction | None = None,
     ) -> None:
-        self._automatic = isinstance(estimator, str)
-        self._estimator = choose_estimator(model) if isinstance(estimator, str) else estimator
+        _check_coordinates(coordinates)
+        given = check_estimator(estimator)
+        self._automatic = given is None
+        self._estimator = choose_estimator(model) if given is None else given
         self._instrument = self._estimator.open(model, Request(inner_products=inner_products, coordinates=coordinates))
         self._last: StepSize | None = None
         self._micro_batches = 0
@@ -121,15 +127,19 @@ class GradientMeter:
         backward, then ``scaler.unscale_(optimizer)`` and ``meter.statistics(scale=1 / scaler.get_scale())``.
 
         Args:
-            num_examples: b, examples averaged into `.grad`; None means the measured ones.
-            scale: Factor by which `.grad` has been multiplied since the backward; dimensionless.
+            num_examples: b, examples averaged into `.grad`, >= 1; None means the measured ones.
+            scale: Factor by which `.grad` has been multiplied since the backward, > 0; dimensionless.
 
         Returns:
             The four numbers; V is NaN where fewer than two units were measured.
 
         Raises:
+            InvalidArgument: `num_examples` or `scale` is out of range; the measurement can still be read.
             InvalidMeasurement: Nothing was measured, or the measurement failed.
         """
+        check_positive(scale=scale)
+        if num_examples is not None:
+            check_integer(1, num_examples=num_examples)
         self._open = False
         statistics = self._instrument.finish(num_examples, scale=scale)
         n = statistics.num_examples
@@ -151,3 +161,16 @@ class GradientMeter:
             self._estimator, self._instrument = reconsidered(
                 self._estimator, self._instrument, self._last, self._device
             )
+
+
+def _check_coordinates(coordinates: object) -> None:
+    """Refuse what is no reduction, and the one that reads an optimizer, before anything is measured."""
+    if coordinates is None:
+        return
+    if not isinstance(coordinates, CoordinateReduction):
+        raise InvalidArgument(f'coordinates must be CoordinateReduction(kind="max") or the like, got {coordinates!r}')
+    if coordinates.kind == "weighted":
+        raise InvalidArgument(
+            'coordinates with kind="weighted" needs the second moments of an optimizer, which a meter does not know: '
+            "use AdaptiveBatch, or another kind"
+        )

@@ -235,8 +235,10 @@ def test_bad_arguments_are_refused_by_name_before_any_training(name):
 
 def test_an_estimator_that_is_none_is_refused():
     model = make_model()
-    with pytest.raises(InvalidArgument, match="estimator"):
+    with pytest.raises(InvalidArgument, match=r"estimator must be an instance, .* write PerExample\(\)"):
         make_engine(model, measure=ada.Measure(estimator=ada.PerExample))
+    with pytest.raises(InvalidArgument, match=r"estimator must be \"auto\" or an estimator such as .* got 4"):
+        make_engine(model, measure=ada.Measure(estimator=4))
 
 
 def batch_norm_model():

@@ -210,13 +210,45 @@ def test_a_batch_norm_put_into_training_mode_later_is_refused() -> None:
         pass
 
 
-def test_the_weighted_reduction_needs_second_moments() -> None:
+def test_coordinates_that_a_meter_cannot_measure_are_refused_at_once() -> None:
+    for reduction, message in (
+        (CoordinateReduction(kind="weighted"), "needs the second moments .* use AdaptiveBatch, or another kind"),
+        ("max", r"coordinates must be CoordinateReduction\(kind=\"max\"\) or the like, got 'max'"),
+    ):
+        with pytest.raises(InvalidArgument, match=message):
+            GradientMeter(network(), coordinates=reduction)
+
+
+def test_an_estimator_that_is_none_is_refused() -> None:
+    for estimator, message in (
+        ("probe", r"estimator must be \"auto\" or an estimator such as PerExample\(\) or Probe\(\), got 'probe'"),
+        (PerExample, r"estimator must be an instance, got the class: write PerExample\(\)"),
+        (None, "estimator must be .* got None"),
+    ):
+        with pytest.raises(InvalidArgument, match=message):
+            GradientMeter(network(), estimator)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": 0}, "scale must be > 0, got 0"),
+        ({"scale": -1.0}, "scale must be > 0, got -1.0"),
+        ({"scale": math.nan}, "scale must be > 0, got nan"),
+        ({"scale": torch.tensor(2.0)}, r"scale must be > 0, .*: write float\(\.\.\.\) around it"),
+        ({"num_examples": 0}, "num_examples must be >= 1, got 0"),
+        ({"num_examples": 7.0}, r"num_examples must be an integer, got 7.0: write int\(\.\.\.\)"),
+    ],
+    ids=["zero", "negative", "nan", "tensor", "no examples", "float"],
+)
+def test_numbers_that_mean_nothing_are_refused_and_the_measurement_can_still_be_read(options, message: str) -> None:
     model = network()
-    meter = GradientMeter(model, PerExample(), coordinates=CoordinateReduction(kind="weighted"))
+    meter = GradientMeter(model)
     with meter:
         losses(model).mean().backward()
-    with pytest.raises(InvalidArgument, match="second moments"):
-        meter.statistics()
+    with pytest.raises(InvalidArgument, match=message):
+        meter.statistics(**options)
+    assert_close(meter.statistics(), naive_statistics(model, losses))
 
 
 def test_a_change_of_scale_after_a_measured_part_changes_nothing() -> None:
