@@ -6,7 +6,7 @@ from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.protocols import BatchSizePolicy
 from adadagrad.core.settings import Bounds, Measure
 from adadagrad.policies.interval import ERRORS
-from adadagrad.statistics import MicroBatch
+from adadagrad.statistics import MicroBatch, Probe
 
 UNITS = 3
 """Fewest units from which a standard error can be had."""
@@ -23,8 +23,8 @@ def check_confidence(bounds: Bounds, policy: BatchSizePolicy, measure: Measure |
         measure: The user's settings; None measures with the defaults.
 
     Raises:
-        InvalidArgument: The policy reads a number whose standard error is not measured, or too few units would be
-            measured for one.
+        InvalidArgument: The policy reads a number whose standard error is not measured, or too few units or probes
+            would be measured for one.
     """
     if bounds.confidence is None or not policy.needs:
         return
@@ -35,6 +35,11 @@ def check_confidence(bounds: Bounds, policy: BatchSizePolicy, measure: Measure |
             f"none for {unknown[0]}, which {type(policy).__name__} reads: use NormTest, or leave confidence out"
         )
     settings = Measure() if measure is None else measure
+    if isinstance(settings.estimator, Probe) and settings.estimator.probes < 2:
+        raise InvalidArgument(
+            f"confidence={bounds.confidence} needs a standard error, which takes 2 probes, got {settings.estimator!r}: "
+            "give it probes=2 or more"
+        )
     if isinstance(settings.estimator, MicroBatch):
         if settings.estimator.units < UNITS:
             raise InvalidArgument(

@@ -45,6 +45,9 @@ class Probe(AbstractEstimator):
             the probe. The random numbers of the model are not touched.
         calibrate: As for `PerExample`.
 
+    Raises:
+        InvalidArgument: `probes` is no integer >= 1, or `seed` no integer.
+
     Source: Hutchinson (1990), A stochastic estimator of the trace (from memory, unverified (high)). Differs from the
     paper: the trace is that of g_i^T g_i, and all examples of a layer share one draw.
 
@@ -65,6 +68,7 @@ class Probe(AbstractEstimator):
 
     def __post_init__(self) -> None:
         check_integer(1, probes=self.probes)
+        check_integer(-(2**63), seed=self.seed)
 
     def open(self, model: nn.Module, request: Request) -> ExampleInstrument:
         """Go to work on a model.

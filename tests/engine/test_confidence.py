@@ -120,6 +120,11 @@ REFUSED = {
         {"measure": ada.Measure(estimator=ada.MicroBatch(units=2))},
         r"takes 3 micro-batches, got MicroBatch\(units=2\): give it units=3",
     ),
+    "one probe": (
+        ada.NormTest(),
+        {"measure": ada.Measure(estimator=ada.Probe(probes=1))},
+        r"takes 2 probes, got Probe\(probes=1.*: give it probes=2",
+    ),
     "two examples": (ada.NormTest(), {"measure": ada.Measure(max_examples=2)}, "takes 3 examples, got max_examples=2"),
     "a batch of two": (ada.NormTest(), {"global_batch_size": 2}, "global_batch_size must be >= 3 .* with its error"),
     "a batch of five": (

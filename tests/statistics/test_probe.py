@@ -300,8 +300,11 @@ def test_one_probe_cannot_say_how_sure_it_is() -> None:
     model, args = build("linear")
     assert draws(model, args, 1, probes=1)[0].variance_trace_error is None
     assert draws(model, args, 1, probes=2)[0].variance_trace_error > 0
-    with pytest.raises(InvalidArgument, match="probes must be"):
-        Probe(probes=0)
+    for probes, message in ((0, "must be >= 1, got 0"), (2.5, "must be an integer, got 2.5")):
+        with pytest.raises(InvalidArgument, match=f"probes {message}"):
+            Probe(probes=probes)
+    with pytest.raises(InvalidArgument, match="seed must be an integer, got None"):
+        Probe(seed=None)
 
 
 def test_a_failing_sketch_leaves_the_gradient_whole(monkeypatch: pytest.MonkeyPatch) -> None:
