@@ -1,6 +1,6 @@
 """What measuring costs over a run with the default settings: ratio to plain steps, medians of interleaved runs.
 
-    python -m benchmarks.default_settings [--rounds 5] [--models cnn gpt] [--threads 2]
+    python -m benchmarks.default_settings [--rounds 20] [--models cnn gpt] [--threads 2]
 
 A run is a number of steps at one batch size. As many of them are measured, at most 128 examples each, as `Measure()`
 allows by its cost model; plain runs of as many steps alternate with it, twice a round, the second time as a control. A

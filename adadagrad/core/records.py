@@ -42,10 +42,12 @@ class GradientStatistics:
         inner_product_variance: Vp, sample variance of <g_i, g> over examples [grad^4]; None if not measured.
         coordinate_ratio: V_j / g_j^2 reduced over coordinates j [dimensionless]; None if not measured.
         num_units: How many units (examples or micro-batches) were measured; None means all examples.
-        kind: What a unit was: ``"per_example"``, ``"micro_batch"``, ``"worker"`` or ``"probe"``.
+        kind: What V was made of: ``"per_example"``, exact norms of examples; ``"probe"``, sketches of them; or
+            ``"micro_batch"``, gradients of micro-batches.
         weight_sq_sum: sum c_i^2 of the weights with which examples enter g; None means 1 / num_examples.
-        variance_trace_error: Standard error of V [grad^2], None where it cannot be had.
-        grad_norm_sq_error: Standard error of s as an estimate of its mean [grad^2], None where it cannot be had.
+        variance_trace_error: Approximate standard error of V [grad^2]; None for fewer than three units.
+        grad_norm_sq_error: Approximate standard error of s as an estimate of its mean, |grad F|^2 + V sum c_i^2
+            [grad^2]; None without Vp.
 
     Example:
         >>> stats = GradientStatistics(num_examples=4, grad_norm_sq=5.0, variance_trace=9.0)
@@ -157,7 +159,8 @@ class Decision:
         observation: What the policy saw.
         requested: The policy's answer in examples, before rounding and bounds; None where it was not asked.
         requested_low: What it would have been, at least, with exact statistics, as far as their standard errors tell
-            (one-sided, at `Bounds.confidence` or 0.9); None where that cannot be had.
+            (one-sided, at `Bounds.confidence` or 0.9), in examples; None where the error of V is not known or the
+            policy reads Vp or the coordinate ratio. Without `grad_norm_sq_error` it shows the error of V alone.
         requested_high: The same at most; may be infinite.
         plan: The plan of this step.
         next_plan: The plan of the next step.

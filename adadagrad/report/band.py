@@ -22,7 +22,7 @@ READING = (
 
 
 def has_band(run: Run) -> bool:
-    """Return whether a run's log holds any interval; those of earlier versions do not."""
+    """Return whether a run's log holds any interval: not where the policy measures nothing, or no error is known."""
     return any(step.requested_low is not None for step in run.steps)
 
 
