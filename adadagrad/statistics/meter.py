@@ -39,7 +39,8 @@ class GradientMeter:
             `AdaptiveBatch`.
 
     Raises:
-        InvalidArgument: `estimator` is neither an estimator nor ``"auto"``, or `coordinates` cannot be measured.
+        InvalidArgument: `model` is no module, `estimator` neither an estimator nor ``"auto"``, or `coordinates` cannot
+            be measured.
         BatchCoupledModule: `PerExample` on a model with batch normalisation in training mode.
 
     Example:
@@ -60,6 +61,8 @@ class GradientMeter:
         inner_products: bool = False,
         coordinates: CoordinateReduction | None = None,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise InvalidArgument(f"model must be a torch.nn.Module, got {type(model).__name__}")
         _check_coordinates(coordinates)
         given = check_estimator(estimator)
         self._automatic = given is None
@@ -99,7 +102,7 @@ class GradientMeter:
         """Measure one micro-batch of an accumulated step; an error inside forgets the whole step.
 
         Args:
-            num_examples: n, rows of the micro-batch; None reads it off the model's first tensor argument.
+            num_examples: n, rows of the micro-batch, >= 1; None reads it off the model's first tensor argument.
             coefficients: c_i, the weight of each example in the accumulated gradient: 1 / b where the loss is
                 a mean over b examples in total. None means 1 / n.
 
@@ -107,9 +110,12 @@ class GradientMeter:
             Nothing; forward and backward belong inside.
 
         Raises:
+            InvalidArgument: `num_examples` is no integer >= 1.
             LeftoverGradients: On entering the first one, where a gradient from before is still there.
             StepError: The model is being measured already.
         """
+        if num_examples is not None:
+            check_integer(1, num_examples=num_examples)
         if not self._open:
             self._begin()
         with self._instrument.micro_batch(num_examples, coefficients):

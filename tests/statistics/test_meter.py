@@ -268,3 +268,16 @@ def test_a_change_of_scale_after_a_measured_part_changes_nothing() -> None:
         return tuple(getattr(statistics, field) for field in FIELDS)
 
     assert part_of_seven(11) == pytest.approx(part_of_seven(7), rel=1e-12)
+
+
+def test_what_is_no_model_and_what_is_no_number_of_examples_are_refused() -> None:
+    model = network()
+    with pytest.raises(InvalidArgument, match=r"model must be a torch\.nn\.Module, got list"):
+        GradientMeter(list(model.parameters()))
+    meter = GradientMeter(model)
+    for number, message in ((0, "must be >= 1, got 0"), (2.5, "must be an integer, got 2.5")):
+        with pytest.raises(InvalidArgument, match=f"num_examples {message}"), meter.micro_batch(number):
+            pass
+    with meter:  # nothing was begun
+        losses(model).mean().backward()
+    assert_close(meter.statistics(), naive_statistics(model, losses))
