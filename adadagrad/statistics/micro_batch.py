@@ -22,7 +22,9 @@ class MicroBatch(AbstractEstimator):
 
     When to use it: where examples influence each other inside a micro-batch (batch normalisation, contrastive
     losses), or a kernel is opaque. The noise is then that of losses on n_k examples. What breaks it: fewer than
-    two micro-batches give no information. Its relative spread is sqrt((b-1)/(K-1)) times that of `PerExample`.
+    two micro-batches give no information. Its relative spread is sqrt((b-1)/(K-1)) times that of `PerExample` where the
+    gradients of single examples are Gaussian, less where their tails are heavier, which averages lose: 3.5 times
+    instead of 13 in benchmarks/estimators.py, for b = 512 and K = 4.
     From three micro-batches on it states the standard error of V, which from so few is very rough.
     Cost: two reads of the gradients per micro-batch; inner products keep K gradients.
 
