@@ -15,9 +15,10 @@ to 0.3. Hence c^2 = 0.04, v = 0.005 for linear layers and 0.1 for convolutions. 
 The model favours the probe: in two Linear layers, 16 examples and one thread of a busy machine, probes added 0.9, 0.6
 and 1.0 of what exact norms did with 256, 512 and 768 features and 48, 96 and 128 positions, where the model says 0.5,
 0.2 and 0.15. So the probe must be the better bargain by `MARGIN`. On a CPU that leaves `PerExample` for all models of
-the benchmarks, and the probe for some tens of examples of layers of 1024 features and 128 positions or more; on an
-accelerator nothing has been timed. It never pays where coordinates are wanted, nor where few positions make products
-of positions cheap.
+the benchmarks, and the probe for layers of 1024 features or more with so many positions that products of positions are
+not cheaper: two Linear layers are sketched for 7 to 44 examples with 1024 features and 128 positions, for 2 to 115
+with 2048 and 256, never with 2048 and 128. On an accelerator nothing has been timed. It never pays where coordinates
+are wanted.
 """
 
 from __future__ import annotations

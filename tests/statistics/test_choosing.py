@@ -143,3 +143,10 @@ def test_a_meter_reconsiders_before_each_step_and_only_where_it_may() -> None:
                 losses_of(model, (x,)).mean().backward()
             kinds.setdefault(repr(estimator), []).append(meter.statistics().kind)
     assert list(kinds.values()) == [["per_example", "probe", "probe"], ["per_example"] * 3]
+
+
+@pytest.mark.parametrize(("width", "positions", "sketched"), [(1024, 128, range(7, 45)), (2048, 128, range(0))])
+def test_where_a_probe_is_chosen_is_as_documented(width: int, positions: int, sketched: range) -> None:
+    layers = nn.Sequential(*(nn.Linear(width, width) for _ in range(2)))
+    found = opened(layers, floats(2, positions, width))
+    assert [n for n in range(1, 200) if better_estimator(found, step(n), "cpu") == Probe()] == list(sketched)
