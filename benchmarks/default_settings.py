@@ -4,7 +4,8 @@
 
 A run is a number of steps at one batch size. As many of them are measured, at most 128 examples each, as `Measure()`
 allows by its cost model; plain runs of as many steps alternate with it, twice a round, the second time as a control. A
-run holds at least three measured steps, so that none is missed by chance. Models, data and a plain step are those of
+run holds at least three measured steps, so that none is missed by chance. All run on one model: where a second one
+lies in memory alone makes steps some percents faster or slower. Models, data and a plain step are those of
 benchmarks/statistics.py. "share" is the share of steps that are measured. Trial runs and the verifying steps at the
 beginning (the 1st, 2nd, 3rd, 5th, 9th measured one) are over before the clock starts.
 """
@@ -27,7 +28,7 @@ from adadagrad.statistics.planner import MeasureBudget, StepSize
 from benchmarks.engine import ALLOCATOR
 from benchmarks.machine import machine, write_json
 from benchmarks.models import MODELS, Workload
-from benchmarks.steps import Run, interleaved, plain, step_of
+from benchmarks.steps import Run, interleaved, step_of
 
 SIMULATED = 4000
 """Steps over which the share of measured ones is counted."""
@@ -35,8 +36,8 @@ MEASUREMENTS = 3
 """Measured steps that a timed run holds at least."""
 
 
-def default_settings(work: Workload, x: Tensor, y: Tensor) -> tuple[Run, float]:
-    """Return a step that is measured when `Measure()` would, and the share of such steps.
+def default_settings(work: Workload, x: Tensor, y: Tensor) -> tuple[Run, Run, float]:
+    """Return a step that is measured when `Measure()` would, a plain one on the same model, and the measured share.
 
     Args:
         work: The model.
@@ -58,7 +59,7 @@ def default_settings(work: Workload, x: Tensor, y: Tensor) -> tuple[Run, float]:
     def run() -> object:
         return measure() if budget.due(*instrument.costs(sizes, "cpu")) else leave()
 
-    return run, share
+    return run, leave, share
 
 
 def steps_of_a_run(work: Workload, share: float) -> int:
@@ -87,8 +88,8 @@ def main() -> None:
     for name in options.models:
         work = MODELS[name]
         x, y = work.data(work.batch)
-        run, share = default_settings(work, x, y)
-        runs = {"plain": plain(work, x, y), "control": plain(work, x, y), "default settings": run}
+        run, plain, share = default_settings(work, x, y)
+        runs = {"plain": plain, "control": plain, "default settings": run}
         steps = steps_of_a_run(work, share)
         times = interleaved(runs, options.rounds, steps)
         base = (median(times["plain"]) + median(times["control"])) / 2
