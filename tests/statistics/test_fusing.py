@@ -151,6 +151,16 @@ def test_no_sums_are_left_where_a_fused_rule_fails_on_the_way() -> None:
     assert sums.totals.keys() == {"weight", "bias"}
 
 
+def test_squares_add_up_over_several_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, sums = nn.Linear(4, 3).double(), SquareSums()
+    monkeypatch.setattr(fused_linear, "PRODUCT_BYTES", 2 * layer.weight.numel() * 8)
+    x, gy = floats(5, 5, 4), floats(5, 5, 3)
+    assert len(list(Squaring(FUSED[nn.Linear], sums).backward(layer, x, (), gy, wants_x=False)[1])) == 3
+    gradients = find_rule(layer).gradients(layer, x, gy, {"weight", "bias"})
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(sums.totals[name], gradient.square().sum(0), rtol=1e-12, atol=0)
+
+
 def ordinary(model: nn.Module, x: Tensor) -> list[Tensor]:
     model.zero_grad()
     losses_of(model, (x,)).mean().backward()

@@ -106,3 +106,15 @@ def test_the_standard_error_is_that_of_a_mean_of_squared_norms() -> None:
         values.append(sums.variance_trace(float(g @ g)))
         errors.append(sums.variance_trace_error())
     assert float(torch.tensor(values).std()) == pytest.approx(sum(errors) / 400, rel=0.15)
+
+
+@pytest.mark.parametrize("c", [0.25, 3.0, 0.0])
+def test_one_weight_for_all_gives_what_as_many_equal_ones_give(c: float) -> None:
+    squares = draw(7).square().sum(1)
+    short, long = WeightedSums(), WeightedSums()
+    for part in squares.split(4):
+        short.add_equal(c, c**2 * part)
+        long.add_squares(torch.full_like(part, c), c**2 * part)
+    for name in ("weight", "weight_sq", "squares", "squares_sq", "units"):
+        assert getattr(short, name) == pytest.approx(getattr(long, name), rel=1e-12)
+    assert short.units == (7 if c else 0)
