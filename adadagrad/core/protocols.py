@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from collections.abc import Mapping
+from typing import ClassVar, Literal, Protocol
 
-from adadagrad.core.records import Observation
+from adadagrad.core.records import GradientStatistics, Observation
 from adadagrad.core.reduction import CoordinateReduction
+from adadagrad.core.step_scale import StepScale
 
 
 class BatchSizePolicy(Protocol):
@@ -27,6 +29,11 @@ class BatchSizePolicy(Protocol):
         """Right side of the test: it passes where threshold * requested / b does not exceed it. None without one."""
         ...
 
+    @property
+    def averaging(self) -> float | Literal["epoch"] | None:
+        """Over which steps statistics are combined before it is asked; see `AbstractPolicy.averaging`."""
+        ...
+
     def required_batch_size(self, observation: Observation) -> float:
         """Return the batch size asked for, in examples, neither rounded nor bounded."""
         ...
@@ -37,4 +44,45 @@ class LearningRateSchedule(Protocol):
 
     def __call__(self, samples_seen: float, total_samples: float) -> float:
         """Return the factor at `samples_seen` of `total_samples`; dimensionless, >= 0."""
+        ...
+
+
+RateState = Mapping[str, float]
+"""What a learning-rate rule remembers, by name; replaced, never changed in place."""
+
+
+class LearningRateRule(Protocol):
+    """Anything that answers "which factor on the learning rate for this batch?"; `AbstractRate` is one."""
+
+    needs: ClassVar[frozenset[str]]
+    """Names of the `GradientStatistics` fields that it reads; empty for a rule that measures nothing."""
+
+    @property
+    def base_batch_size(self) -> int | None:
+        """The batch size b_0 for which the optimizer's learning rate was chosen; None is the first batch size of the run."""
+        ...
+
+    @property
+    def counts_progress(self) -> bool:
+        """Whether `progress` is something else than the examples of the step."""
+        ...
+
+    def start(self) -> RateState:
+        """Return what it remembers before the first step."""
+        ...
+
+    def observe(self, state: RateState, statistics: GradientStatistics, step: StepScale) -> RateState:
+        """Return the state once a step has been measured, before its update."""
+        ...
+
+    def factor(self, state: RateState, step: StepScale) -> float:
+        """Return the factor on the schedule's learning rate for a step; dimensionless, >= 0."""
+        ...
+
+    def progress(self, state: RateState, step: StepScale) -> float:
+        """Return the progress that a step makes, in examples."""
+        ...
+
+    def advance(self, state: RateState, step: StepScale) -> RateState:
+        """Return the state once a step has been applied, measured or not."""
         ...

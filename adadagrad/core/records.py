@@ -122,6 +122,7 @@ class Observation:
         loss: Mean loss of the step.
         lr: Learning rate of the first parameter group in that step.
         dataset_size: N, examples in the data set.
+        loss_average: Average of the loss over steps, where the policy asks for averages; None otherwise.
     """
 
     gradient: GradientStatistics | None = None
@@ -130,6 +131,7 @@ class Observation:
     loss: float | None = None
     lr: float | None = None
     dataset_size: int | None = None
+    loss_average: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.records import Observation
@@ -62,6 +62,15 @@ class AbstractPolicy(ABC):
     @property
     def threshold(self) -> float | None:
         """Right side of the test: it passes where threshold * requested / b does not exceed it. None without a test."""
+        return None
+
+    @property
+    def averaging(self) -> float | Literal["epoch"] | None:
+        """Over which steps the engine combines statistics before it asks this policy, which itself remembers nothing.
+
+        None, the default, is the step's own statistics. A number in (0, 1) is the decay of an exponential average over
+        measured steps, of the loss too. ``"epoch"`` gives the sums over one pass through the data, at its end.
+        """
         return None
 
     @abstractmethod
