@@ -59,7 +59,7 @@ class LearningRateRule(Protocol):
 
     @property
     def base_batch_size(self) -> int | None:
-        """The batch size b_0 for which the optimizer's learning rate was chosen; None is the first batch size of the run."""
+        """The size b_0 for which the optimizer's learning rate was chosen; None is the first batch size of the run."""
         ...
 
     @property

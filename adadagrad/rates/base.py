@@ -56,7 +56,7 @@ class AbstractRate(ABC):
     @property
     @abstractmethod
     def base_batch_size(self) -> int | None:
-        """The batch size b_0 for which the optimizer's learning rate was chosen; None is the first batch size of the run."""
+        """The size b_0 for which the optimizer's learning rate was chosen; None is the first batch size of the run."""
 
     @property
     def counts_progress(self) -> bool:
