@@ -16,7 +16,7 @@ from adadagrad.batching.trees import map_leaves
 from adadagrad.checkpoint import load_checkpoint, save_checkpoint
 from adadagrad.core.checks import check_choice, check_integer, check_positive
 from adadagrad.core.errors import CorruptCheckpoint, InvalidArgument, StepError
-from adadagrad.core.protocols import BatchSizePolicy, LearningRateSchedule
+from adadagrad.core.protocols import BatchSizePolicy, LearningRateRule, LearningRateSchedule
 from adadagrad.core.settings import Bounds, Measure
 from adadagrad.engine.arguments import check_settings, check_types, first_batch, largest_batch, sample_budget
 from adadagrad.engine.confidence import check_confidence
@@ -52,8 +52,12 @@ class AdaptiveBatch:
         epochs: Instead of `total_samples`: that many times the data set.
         measure: How, how often and on how many examples noise is measured. None measures what the policy needs.
         bounds: What may become of a requested size; see `Bounds`.
-        lr_schedule: Factor on every group's initial learning rate as a function of samples, for example
-            `CosineSchedule`. No other scheduler may own the learning rate then.
+        rate: Which learning rate goes with the batch size, for example `AdaScale()`; None leaves it alone. The
+            optimizer's own rates are those of the rule's `base_batch_size`, or else of the first batch. Under a rule
+            that counts progress itself (`AdaScale` does) `total_samples` is the budget of that progress, and the run
+            may use more examples.
+        lr_schedule: Factor on every group's initial learning rate as a function of samples, or of the rule's progress,
+            for example `CosineSchedule`. No other scheduler may own the learning rate beside it or a `rate`.
         max_grad_norm: Clip the gradient to this norm, after the statistics; None does not clip.
         on_nonfinite: ``"skip"`` leaves out the update of a step whose loss or gradient is not finite,
             ``"stop"`` raises `NonFiniteGradient` before it.
@@ -93,6 +97,7 @@ class AdaptiveBatch:
         epochs: float | None = None,
         measure: Measure | None = None,
         bounds: Bounds | None = None,
+        rate: LearningRateRule | None = None,
         lr_schedule: LearningRateSchedule | None = None,
         max_grad_norm: float | None = None,
         on_nonfinite: Literal["skip", "stop"] = "skip",
@@ -102,7 +107,7 @@ class AdaptiveBatch:
         checkpoint_every: int | None = None,
     ) -> None:
         check_types(model, optimizer, policy)
-        check_settings(bounds, measure, lr_schedule)
+        check_settings(bounds, measure, rate, lr_schedule)
         check_integer(1, micro_batch_size=micro_batch_size)
         check_choice("on_nonfinite", on_nonfinite, ("skip", "stop"))
         check_choice("epoch_boundary", epoch_boundary, ("cross", "short"))
@@ -120,7 +125,6 @@ class AdaptiveBatch:
         self._assembler = Assembler(make_source(data, seed=seed, chunk_size=micro_batch_size))
         self.dataset_size = self._assembler.source.order.size
         self.total_samples = sample_budget(total_samples, epochs, self.dataset_size)
-        self._assembler.source.stop = self.total_samples
         if max_batch_size is not None and global_batch_size is not None:
             check_bounds(self.bounds, global_batch_size=global_batch_size, max_batch_size=max_batch_size)
         self.max_batch_size = largest_batch(max_batch_size, self.dataset_size, self.total_samples)
@@ -128,9 +132,18 @@ class AdaptiveBatch:
             policy, global_batch_size, max_batch_size, self.max_batch_size, self.bounds
         )
         self._gradients = Gradients(model, optimizer)
-        self.learning_rate = LearningRate(optimizer, lr_schedule, self.total_samples)
+        self.learning_rate = LearningRate(
+            optimizer,
+            lr_schedule,
+            rate,
+            first_batch_size=self.global_batch_size,
+            dataset_size=self.dataset_size,
+            total_samples=self.total_samples,
+        )
+        if not self.learning_rate.counts_progress:
+            self._assembler.source.stop = self.total_samples
         sure = self.bounds.confidence is not None
-        self.measuring = Measuring(model, optimizer, policy, measure, errors=sure)
+        self.measuring = Measuring(model, optimizer, policy, measure, rate=rate, errors=sure)
         self.measuring.refuse_small(self.global_batch_size)
         self.samples_seen = self.samples_drawn = self.steps = self.skipped = 0
         self.nonfinite_requests = 0  # of the policy; they never change the batch size, but for `on_infinite="cap"`
@@ -164,11 +177,12 @@ class AdaptiveBatch:
         self._begin()
         self._compiled = bool(compiled_modules(self.model))
         try:
-            while self.samples_seen < self.total_samples:
+            while self.progress < self.total_samples:
                 self._started = time.perf_counter()
                 self._gradients.refuse_leftovers()
-                self.learning_rate.set(self.samples_seen)
-                step = self._step = self._next_step()
+                step = self._next_step()
+                self.learning_rate.begin(step.global_batch_size)
+                self._step = step
                 yield step
                 if not step.finished:
                     raise StepError(
@@ -184,6 +198,11 @@ class AdaptiveBatch:
                 self.abandon(self._step)
             self._assembler.source.close()
             self._log.close()
+
+    @property
+    def progress(self) -> float:
+        """How much of `total_samples` is done, in examples: `samples_seen`, or what the rate's rule counts instead."""
+        return self.learning_rate.progress
 
     def micro_batches(self, sizes: tuple[int, ...]) -> Iterator[Any]:
         """Return the next examples of the stream on the model's device; for `Step`.
@@ -290,11 +309,14 @@ class AdaptiveBatch:
             self._begun = True
 
     def _next_step(self) -> Step:
-        size = min(self.global_batch_size, self.total_samples - self.samples_seen)
+        size = self.global_batch_size
+        if not self.learning_rate.counts_progress:
+            size = min(size, self.total_samples - self.samples_seen)
         if self.epoch_boundary == "short":
             size = min(size, self._assembler.until_epoch_end)
         whole = size == self.global_batch_size
-        wanted = whole and not is_final(self.policy, self.global_batch_size, self.bounds, self.max_batch_size)
+        final = is_final(self.policy, self.global_batch_size, self.bounds, self.max_batch_size)
+        wanted = whole and (not final or self.measuring.rate_needs)
         plan = make_plan(self.global_batch_size, self.micro_batch_size)
         split = self.measuring.split(self.steps + 1, size, self.micro_batch_size, wanted=wanted)
         return Step(self, self.steps + 1, plan, size, split)

@@ -15,6 +15,7 @@ from adadagrad.core.records import Observation
 from adadagrad.core.settings import Bounds, Measure
 from adadagrad.policies.base import AbstractPolicy
 from adadagrad.policies.bounds import check_bounds
+from adadagrad.rates.base import AbstractRate
 
 DEFAULT_BATCH_SIZE = 64
 """First batch size where neither the user nor a schedule names one."""
@@ -47,12 +48,13 @@ def check_types(model: object, optimizer: object, policy: object) -> None:
         raise InvalidArgument(f"policy must be a policy such as NormTest(), got {policy!r}")
 
 
-def check_settings(bounds: object, measure: object, lr_schedule: object) -> None:
+def check_settings(bounds: object, measure: object, rate: object, lr_schedule: object) -> None:
     """Refuse settings of another kind, and a schedule's class in the place of an instance.
 
     Args:
         bounds: None or `Bounds`.
         measure: None or `Measure`.
+        rate: None or a learning-rate rule.
         lr_schedule: None or a function of samples.
 
     Raises:
@@ -61,6 +63,10 @@ def check_settings(bounds: object, measure: object, lr_schedule: object) -> None
     for name, value, kind in (("bounds", bounds, Bounds), ("measure", measure, Measure)):
         if value is not None and not isinstance(value, kind):
             raise InvalidArgument(f"{name} must be {kind.__name__}(...) or None, got {value!r}")
+    if isinstance(rate, type):
+        raise InvalidArgument(f"rate must be an instance, got the class: write {rate.__name__}()")
+    if rate is not None and not isinstance(rate, AbstractRate):
+        raise InvalidArgument(f"rate must be a learning-rate rule such as AdaScale() or None, got {rate!r}")
     if isinstance(lr_schedule, type):
         raise InvalidArgument(f"lr_schedule must be an instance, got the class: write {lr_schedule.__name__}(...)")
     if lr_schedule is not None and not callable(lr_schedule):

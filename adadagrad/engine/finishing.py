@@ -10,7 +10,7 @@ from adadagrad.batching import make_plan
 from adadagrad.core.errors import NonFiniteGradient
 from adadagrad.core.records import Decision, GradientStatistics, Observation
 from adadagrad.engine.deciding import Answer, decide
-from adadagrad.engine.log_records import step_record, times
+from adadagrad.engine.log_records import rate_fields, step_record, times
 from adadagrad.engine.saving import save_if_due
 
 if TYPE_CHECKING:
@@ -46,11 +46,14 @@ def finish_step(engine: AdaptiveBatch, step: Step) -> Decision:
     statistics, reason = None, "not measured"
     if step.measured:
         statistics, reason = engine.measuring.finish(step.global_batch_size, step.weight_sq_sum, step.correction)
+        if statistics is not None:
+            engine.learning_rate.measured(statistics)
     if engine.max_grad_norm is not None:
         gradients.clip(norm, engine.max_grad_norm)
     engine.optimizer.step()
     _count(engine, step)
     engine.samples_seen += step.global_batch_size
+    engine.learning_rate.advance()
     engine._skipped_in_a_row = 0
     decision = _decide(engine, step, loss, statistics, reason)
     if engine.steps - engine.skipped == 1:
@@ -149,6 +152,7 @@ def _close_step(engine: AdaptiveBatch, kind: str, decision: Decision, *, thresho
     engine.seconds += time.perf_counter() - engine._started
     if engine._log.path is not None:
         line = step_record(decision, samples_drawn=engine.samples_drawn, threshold=threshold)
+        line.update(rate_fields(engine))
         line.update(times(engine))
         engine._log.write(kind, line)
     save_if_due(engine)

@@ -39,6 +39,8 @@ def start_record(engine: AdaptiveBatch) -> dict[str, Any]:
         "bounds": repr(engine.bounds),
         "measure": repr(engine.measuring.settings) if engine.measuring.enabled else None,
         "estimator": repr(engine.measuring.estimator),
+        "rate": None if engine.learning_rate.rule is None else repr(engine.learning_rate.rule),
+        "base_batch_size": engine.learning_rate.base_batch_size,
         "optimizer": type(engine.optimizer).__name__,
         "parameters": sum(p.numel() for p in engine.model.parameters() if p.requires_grad),
         "global_batch_size": engine.global_batch_size,
@@ -93,6 +95,19 @@ def step_record(decision: Decision, *, samples_drawn: int, threshold: float | No
             "requested_high": decision.requested_high,
         }
     return record
+
+
+def rate_fields(engine: AdaptiveBatch) -> dict[str, float]:
+    """Return what a learning-rate rule adds to a step's line.
+
+    Args:
+        engine: The engine, after the step.
+
+    Returns:
+        The factor that the rule put on this step's learning rate, and the progress after it; nothing without a rule.
+    """
+    rates = engine.learning_rate
+    return {} if rates.rule is None else {"rate_factor": rates.factor, "progress": rates.progress}
 
 
 def metrics_record(engine: AdaptiveBatch, metrics: Mapping[str, float]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from adadagrad.core.errors import BatchCoupledModule, InvalidArgument, UncoveredParameter
-from adadagrad.core.protocols import BatchSizePolicy
+from adadagrad.core.protocols import BatchSizePolicy, LearningRateRule
 from adadagrad.core.records import GradientStatistics
 from adadagrad.core.settings import Measure
 from adadagrad.engine.second_moments import SecondMoments
@@ -30,6 +30,7 @@ class Measuring:
         model: The model.
         optimizer: Its optimizer, for second moments.
         policy: The policy, for what it needs.
+        rate: The learning-rate rule, for the same; None for none.
         measure: The user's settings; None measures what the policy needs, with the defaults.
         errors: Whether the policy's request must have a standard error: inner products give that of |g|^2.
     """
@@ -41,12 +42,14 @@ class Measuring:
         policy: BatchSizePolicy,
         measure: Measure | None,
         *,
+        rate: LearningRateRule | None = None,
         errors: bool = False,
     ) -> None:
+        self.rate_needs = rate is not None and bool(rate.needs)
         self.settings = Measure() if measure is None else measure
-        self.enabled = bool(policy.needs) or measure is not None
-        self._model, self._needed = model, bool(policy.needs)
-        self._errors = errors and self._needed
+        self.enabled = bool(policy.needs) or self.rate_needs or measure is not None
+        self._model, self._needed = model, bool(policy.needs) or self.rate_needs
+        self._errors = errors and bool(policy.needs)
         self._second_moments = SecondMoments(optimizer, policy.coordinate_reduction)
         self._request = Request(
             inner_products="inner_product_variance" in policy.needs
