@@ -1,4 +1,4 @@
-"""The learning rate's one owner: every group's initial value, times a schedule of progress, times a rule of the batch."""
+"""The one owner of the learning rate: an initial value, times a schedule of progress, times a rule of the batch."""
 
 from __future__ import annotations
 
