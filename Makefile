@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 RIVALS := .venv-rivals
 
-.PHONY: demo test check lint types architecture doctests bench rivals clean help
+.PHONY: demo test check lint types architecture doctests docs bench rivals clean help
 
 help:            ## what can be made here
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -28,8 +28,8 @@ test: $(STAMP)   ## the whole test suite, doctests included
 check: lint types architecture doctests   ## lint, types, architecture, doctests
 
 lint: $(STAMP)
-	$(BIN)/ruff check adadagrad tests benchmarks
-	$(BIN)/ruff format --check adadagrad tests benchmarks
+	$(BIN)/ruff check adadagrad tests benchmarks docs
+	$(BIN)/ruff format --check adadagrad tests benchmarks docs
 
 types: $(STAMP)
 	$(BIN)/mypy
@@ -39,6 +39,9 @@ architecture: $(STAMP)
 
 doctests: $(STAMP)
 	$(BIN)/python -m pytest -q adadagrad
+
+docs: $(STAMP)   ## write docs/equations.md anew, from the docstrings
+	$(BIN)/python docs/make_equations.py
 
 bench: $(STAMP)  ## the timed comparisons, tables on the screen (about ten minutes)
 	$(BIN)/python -m benchmarks.engine
