@@ -28,7 +28,14 @@ if TYPE_CHECKING:
         StagedBatch,
     )
     from adadagrad.rates import ConstantSchedule, CosineSchedule, LinearSchedule, StepSchedule
-    from adadagrad.statistics import GradientMeter, MicroBatch, PerExample, Probe, statistics_from_units
+    from adadagrad.statistics import (
+        ExponentialAverage,
+        GradientMeter,
+        MicroBatch,
+        PerExample,
+        Probe,
+        statistics_from_units,
+    )
 
 __all__ = [
     "AdaGradNorm",
@@ -42,6 +49,7 @@ __all__ = [
     "CoordinateReduction",
     "CosineSchedule",
     "Decision",
+    "ExponentialAverage",
     "GeometricBatch",
     "GradientMeter",
     "GradientStatistics",
@@ -77,7 +85,14 @@ _HOMES = {
         "StagedBatch",
     ),
     "rates": ("ConstantSchedule", "CosineSchedule", "LinearSchedule", "StepSchedule"),
-    "statistics": ("GradientMeter", "MicroBatch", "PerExample", "Probe", "statistics_from_units"),
+    "statistics": (
+        "ExponentialAverage",
+        "GradientMeter",
+        "MicroBatch",
+        "PerExample",
+        "Probe",
+        "statistics_from_units",
+    ),
 }
 """The same once more for the interpreter, which does not execute the imports above: names by their module."""
 

@@ -8,5 +8,14 @@ from adadagrad.statistics.micro_batch import MicroBatch
 from adadagrad.statistics.per_example import PerExample
 from adadagrad.statistics.probe import Probe
 from adadagrad.statistics.reference import statistics_from_units
+from adadagrad.statistics.smoothing import ExponentialAverage
 
-__all__ = ["GradientMeter", "MicroBatch", "PerExample", "Probe", "choose_estimator", "statistics_from_units"]
+__all__ = [
+    "ExponentialAverage",
+    "GradientMeter",
+    "MicroBatch",
+    "PerExample",
+    "Probe",
+    "choose_estimator",
+    "statistics_from_units",
+]

@@ -48,6 +48,11 @@ class AbstractInstrument(abc.ABC):
     """Wall-clock seconds spent measuring so far; on an accelerator the time to launch the work."""
 
     @property
+    def innermost(self) -> AbstractInstrument:
+        """The instrument that measures, where this one works on another's results; otherwise itself."""
+        return self
+
+    @property
     @abc.abstractmethod
     def compiled(self) -> str:
         """Which micro-batches of a compiled model run its compiled code, in one line; empty if nothing is compiled."""
@@ -128,6 +133,22 @@ class AbstractEstimator(abc.ABC):
         Returns:
             The instrument, used for every measured step of a run.
         """
+
+    @property
+    def innermost(self) -> AbstractEstimator:
+        """The estimator that measures, where this one works on another's results; otherwise itself."""
+        return self
+
+    def settled(self, model: nn.Module) -> AbstractEstimator:
+        """Return the same estimator with every choice made that it leaves to the model.
+
+        Args:
+            model: The model to be measured.
+
+        Returns:
+            An estimator whose `innermost` is what will measure; here this one.
+        """
+        return self
 
 
 def check_estimator(estimator: object) -> AbstractEstimator | None:

@@ -40,7 +40,7 @@ def explain(
         A table of layer calls, the share of the parameters that each rule covers, what the fallback counts and why, and
         how often a step would be measured.
     """
-    lines = [repr(estimator)]
+    lines, instrument = [repr(estimator)], instrument.innermost
     if isinstance(instrument, ExampleInstrument):
         lines += _layers(instrument, step, device)
     else:

@@ -32,8 +32,9 @@ class GradientMeter:
 
     Args:
         model: The module whose trainable parameters are measured.
-        estimator: `PerExample`, `Probe`, `MicroBatch`, or ``"auto"``, which is reconsidered before every step with the
-            number of examples of the last one (`choosing.py`).
+        estimator: `PerExample`, `Probe`, `MicroBatch`, an `ExponentialAverage` over steps of one of them, or
+            ``"auto"``, which is reconsidered before every step with the number of examples of the last one
+            (`choosing.py`).
         inner_products: Also measure the inner-product variance, for the inner product tests.
         coordinates: Also measure the coordinate ratio under this reduction; ``"weighted"`` needs an optimizer, and so
             `AdaptiveBatch`.
@@ -66,7 +67,7 @@ class GradientMeter:
         _check_coordinates(coordinates)
         given = check_estimator(estimator)
         self._automatic = given is None
-        self._estimator = choose_estimator(model) if given is None else given
+        self._estimator = choose_estimator(model) if given is None else given.settled(model)
         self._instrument = self._estimator.open(model, Request(inner_products=inner_products, coordinates=coordinates))
         self._last: StepSize | None = None
         self._micro_batches = 0
