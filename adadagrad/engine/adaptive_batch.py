@@ -18,7 +18,14 @@ from adadagrad.core.checks import check_choice, check_integer, check_positive
 from adadagrad.core.errors import CorruptCheckpoint, InvalidArgument, StepError
 from adadagrad.core.protocols import BatchSizePolicy, LearningRateRule, LearningRateSchedule
 from adadagrad.core.settings import Bounds, Measure
-from adadagrad.engine.arguments import check_settings, check_types, first_batch, largest_batch, sample_budget
+from adadagrad.engine.arguments import (
+    check_settings,
+    check_types,
+    first_batch,
+    largest_batch,
+    sample_budget,
+    smallest_allowed,
+)
 from adadagrad.engine.confidence import check_confidence
 from adadagrad.engine.deciding import is_final
 from adadagrad.engine.gradients import Gradients
@@ -46,6 +53,7 @@ class AdaptiveBatch:
             batch size is not).
         policy: What asks for batch sizes, for example ``NormTest(eta=0.25)``.
         global_batch_size: Examples in the first step; None is 64, or what a schedule says.
+        min_batch_size: Smallest batch that a policy may shrink to; None is the smallest that can be measured.
         max_batch_size: Largest batch; None, and anything larger, is the size of the data set.
         micro_batch_size: Most examples in one forward, the bound on memory; also the workers' chunk.
         total_samples: Examples to train on in total.
@@ -91,6 +99,7 @@ class AdaptiveBatch:
         policy: BatchSizePolicy,
         *,
         global_batch_size: int | None = None,
+        min_batch_size: int | None = None,
         max_batch_size: int | None = None,
         micro_batch_size: int = 256,
         total_samples: int | None = None,
@@ -131,6 +140,7 @@ class AdaptiveBatch:
         self.global_batch_size = first_batch(
             policy, global_batch_size, max_batch_size, self.max_batch_size, self.bounds
         )
+        self.min_batch_size = smallest_allowed(min_batch_size, self.global_batch_size)
         self._gradients = Gradients(model, optimizer)
         self.learning_rate = LearningRate(
             optimizer,
@@ -143,7 +153,9 @@ class AdaptiveBatch:
         if not self.learning_rate.counts_progress:
             self._assembler.source.stop = self.total_samples
         sure = self.bounds.confidence is not None
-        self.measuring = Measuring(model, optimizer, policy, measure, rate=rate, errors=sure)
+        self.measuring = Measuring(
+            model, optimizer, policy, measure, rate=rate, dataset_size=self.dataset_size, errors=sure
+        )
         self.measuring.refuse_small(self.global_batch_size)
         self.samples_seen = self.samples_drawn = self.steps = self.skipped = 0
         self.nonfinite_requests = 0  # of the policy; they never change the batch size, but for `on_infinite="cap"`

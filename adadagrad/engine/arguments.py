@@ -168,6 +168,30 @@ def first_batch(
     return size
 
 
+def smallest_allowed(min_batch_size: int | None, first: int) -> int:
+    """Return the user's floor, which the first batch must respect.
+
+    Args:
+        min_batch_size: The floor, or None for 1.
+        first: Examples of the first step.
+
+    Returns:
+        The floor.
+
+    Raises:
+        InvalidArgument: It is no integer >= 1, or above the first batch.
+    """
+    if min_batch_size is None:
+        return 1
+    check_integer(1, min_batch_size=min_batch_size)
+    if min_batch_size > first:
+        raise InvalidArgument(
+            f"min_batch_size must be <= global_batch_size, got min_batch_size={min_batch_size} and "
+            f"global_batch_size={first}: lower it, or start higher"
+        )
+    return min_batch_size
+
+
 def _refuse_closures(optimizer: torch.optim.Optimizer) -> None:
     """Refuse optimizers such as LBFGS, which evaluate the loss several times in one update."""
     parameters = list(inspect.signature(type(optimizer).step).parameters.values())[1:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.protocols import BatchSizePolicy
 from adadagrad.core.settings import Bounds, Measure
+from adadagrad.engine.measuring import unwrapped
 from adadagrad.policies.interval import ERRORS
 from adadagrad.statistics import MicroBatch, Probe
 
@@ -35,16 +36,17 @@ def check_confidence(bounds: Bounds, policy: BatchSizePolicy, measure: Measure |
             f"none for {unknown[0]}, which {type(policy).__name__} reads: use NormTest, or leave confidence out"
         )
     settings = Measure() if measure is None else measure
-    if isinstance(settings.estimator, Probe) and settings.estimator.probes < 2:
+    estimator = unwrapped(settings.estimator, policy)[0]
+    if isinstance(estimator, Probe) and estimator.probes < 2:
         raise InvalidArgument(
-            f"confidence={bounds.confidence} needs a standard error, which takes 2 probes, got {settings.estimator!r}: "
+            f"confidence={bounds.confidence} needs a standard error, which takes 2 probes, got {estimator!r}: "
             "give it probes=2 or more"
         )
-    if isinstance(settings.estimator, MicroBatch):
-        if settings.estimator.units < UNITS:
+    if isinstance(estimator, MicroBatch):
+        if estimator.units < UNITS:
             raise InvalidArgument(
                 f"confidence={bounds.confidence} needs a standard error, which takes {UNITS} micro-batches, got "
-                f"{settings.estimator!r}: give it units={UNITS} or more"
+                f"{estimator!r}: give it units={UNITS} or more"
             )
     elif settings.max_examples is not None and settings.max_examples < UNITS:
         raise InvalidArgument(

@@ -30,7 +30,14 @@ class Answer:
 
 
 def decide(
-    policy: BatchSizePolicy, observation: Observation, *, current: int, bounds: Bounds, minimum: int, maximum: int
+    policy: BatchSizePolicy,
+    observation: Observation,
+    *,
+    current: int,
+    bounds: Bounds,
+    minimum: int,
+    measurable: int,
+    maximum: int,
 ) -> Answer:
     """Return the next batch size, what the policy asked for and how sure that is, and in a word what happened.
 
@@ -39,7 +46,8 @@ def decide(
         observation: What the step has shown; a test without its statistics is not asked.
         current: The size planned for the step just taken.
         bounds: The user's rule.
-        minimum: Fewest examples that a test can be measured on; schedules may go down to 1.
+        minimum: Fewest examples that the user allows.
+        measurable: Fewest examples that a test can be measured on; schedules may go below.
         maximum: The cap.
 
     Returns:
@@ -64,7 +72,7 @@ def decide(
         current=current,
         bounds=bounds,
         monotone=policy.monotone,
-        minimum=minimum if policy.needs else 1,
+        minimum=max(minimum, measurable) if policy.needs else minimum,
         maximum=maximum,
         interval=(interval if whole else None) if policy.needs else (requested, requested),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adadagrad.batching import make_plan
@@ -16,6 +17,19 @@ from adadagrad.engine.saving import save_if_due
 if TYPE_CHECKING:
     from adadagrad.engine.adaptive_batch import AdaptiveBatch
     from adadagrad.engine.step import Step
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What a step has shown.
+
+    Args:
+        own: Its own statistics; None where it was not measured.
+        combined: What the policy reads of it: the same, or combined with steps before; None where there is nothing yet.
+    """
+
+    own: GradientStatistics | None = None
+    combined: GradientStatistics | None = None
+
 
 MAX_SKIPPED = 50
 """Steps skipped in a row after which a run that never becomes finite again is stopped."""
@@ -43,11 +57,13 @@ def finish_step(engine: AdaptiveBatch, step: Step) -> Decision:
     norm = gradients.norm()
     if not (math.isfinite(loss) and math.isfinite(norm)):
         return _skip(engine, step, loss)
-    statistics, reason = None, "not measured"
+    seen, reason = Seen(), "not measured"
     if step.measured:
         statistics, reason = engine.measuring.finish(step.global_batch_size, step.weight_sq_sum, step.correction)
         if statistics is not None:
             engine.learning_rate.measured(statistics)
+            combined, reason = engine.measuring.combine(statistics)
+            seen = Seen(own=statistics, combined=combined)
     if engine.max_grad_norm is not None:
         gradients.clip(norm, engine.max_grad_norm)
     engine.optimizer.step()
@@ -55,7 +71,7 @@ def finish_step(engine: AdaptiveBatch, step: Step) -> Decision:
     engine.samples_seen += step.global_batch_size
     engine.learning_rate.advance()
     engine._skipped_in_a_row = 0
-    decision = _decide(engine, step, loss, statistics, reason)
+    decision = _decide(engine, step, loss, seen, reason)
     if engine.steps - engine.skipped == 1:
         engine.measuring.check_second_moments()
     return decision
@@ -69,17 +85,16 @@ def _count(engine: AdaptiveBatch, step: Step) -> None:
     engine.samples_drawn += step.global_batch_size
 
 
-def _decide(
-    engine: AdaptiveBatch, step: Step, loss: float, statistics: GradientStatistics | None, reason: str
-) -> Decision:
+def _decide(engine: AdaptiveBatch, step: Step, loss: float, seen: Seen, reason: str) -> Decision:
     """Ask the policy, apply the bounds, and write the record."""
     observation = Observation(
-        gradient=statistics,
+        gradient=seen.combined,
         global_batch_size=step.global_batch_size,
         samples_seen=engine.samples_seen,
         loss=loss,
         lr=engine.learning_rate.current,
         dataset_size=engine.dataset_size,
+        loss_average=engine.measuring.averaging.loss(loss),
     )
     answer = Answer(size=engine.global_batch_size)
     if step.global_batch_size < step.plan.global_batch_size:
@@ -90,14 +105,15 @@ def _decide(
             observation,
             current=engine.global_batch_size,
             bounds=engine.bounds,
-            minimum=engine.measuring.smallest_batch,
+            minimum=engine.min_batch_size,
+            measurable=engine.measuring.smallest_batch,
             maximum=engine.max_batch_size,
         )
         engine.global_batch_size = answer.size
         reason = answer.reason or reason
         engine.nonfinite_requests += answer.requested is not None and not math.isfinite(answer.requested)
     decision = _record(engine, step, observation, answer, reason)
-    _close_step(engine, "step", decision, threshold=engine.policy.threshold)
+    _close_step(engine, "step", decision, threshold=engine.policy.threshold, own=seen.own)
     return decision
 
 
@@ -147,11 +163,18 @@ def _record(engine: AdaptiveBatch, step: Step, observation: Observation, answer:
     )
 
 
-def _close_step(engine: AdaptiveBatch, kind: str, decision: Decision, *, threshold: float | None) -> None:
+def _close_step(
+    engine: AdaptiveBatch,
+    kind: str,
+    decision: Decision,
+    *,
+    threshold: float | None,
+    own: GradientStatistics | None = None,
+) -> None:
     """Stop the step's clock, write its line, and save if it is time."""
     engine.seconds += time.perf_counter() - engine._started
     if engine._log.path is not None:
-        line = step_record(decision, samples_drawn=engine.samples_drawn, threshold=threshold)
+        line = step_record(decision, samples_drawn=engine.samples_drawn, threshold=threshold, own=own)
         line.update(rate_fields(engine))
         line.update(times(engine))
         engine._log.write(kind, line)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from adadagrad.core.errors import InvalidArgument
-from adadagrad.core.records import Decision, quotient
+from adadagrad.core.records import Decision, GradientStatistics, quotient
 from adadagrad.version import __version__
 
 if TYPE_CHECKING:
@@ -39,11 +39,13 @@ def start_record(engine: AdaptiveBatch) -> dict[str, Any]:
         "bounds": repr(engine.bounds),
         "measure": repr(engine.measuring.settings) if engine.measuring.enabled else None,
         "estimator": repr(engine.measuring.estimator),
+        "averaging": engine.measuring.averaging.over,
         "rate": None if engine.learning_rate.rule is None else repr(engine.learning_rate.rule),
         "base_batch_size": engine.learning_rate.base_batch_size,
         "optimizer": type(engine.optimizer).__name__,
         "parameters": sum(p.numel() for p in engine.model.parameters() if p.requires_grad),
         "global_batch_size": engine.global_batch_size,
+        "min_batch_size": engine.min_batch_size,
         "max_batch_size": engine.max_batch_size,
         "micro_batch_size": engine.micro_batch_size,
         "samples_seen": engine.samples_seen,
@@ -51,13 +53,16 @@ def start_record(engine: AdaptiveBatch) -> dict[str, Any]:
     }
 
 
-def step_record(decision: Decision, *, samples_drawn: int, threshold: float | None) -> dict[str, Any]:
+def step_record(
+    decision: Decision, *, samples_drawn: int, threshold: float | None, own: GradientStatistics | None = None
+) -> dict[str, Any]:
     """Return a step's line, without its times.
 
     Args:
         decision: The step's record.
         samples_drawn: Examples taken from the stream so far.
         threshold: Right side of the policy's test; None where it has none.
+        own: What was measured in this very step, where the policy reads something else: an average, or nothing yet.
 
     Returns:
         Plain values by name.
@@ -72,7 +77,7 @@ def step_record(decision: Decision, *, samples_drawn: int, threshold: float | No
         "accumulation_steps": plan.accumulation_steps,
         "loss": observation.loss,
         "lr": decision.lr,
-        "measured": observation.gradient is not None,
+        "measured": observation.gradient is not None or own is not None,
         "requested": decision.requested,
         "next_global_batch_size": decision.next_plan.global_batch_size,
         "reason": decision.reason,
@@ -93,6 +98,12 @@ def step_record(decision: Decision, *, samples_drawn: int, threshold: float | No
             "threshold": threshold,
             "requested_low": decision.requested_low,
             "requested_high": decision.requested_high,
+        }
+    if own is not None and own is not g:
+        record |= {
+            "step_grad_norm_sq": own.grad_norm_sq,
+            "step_variance_trace": own.variance_trace,
+            "loss_average": observation.loss_average,
         }
     return record
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from adadagrad.core.errors import BatchCoupledModule, InvalidArgument, Uncovered
 from adadagrad.core.protocols import BatchSizePolicy, LearningRateRule
 from adadagrad.core.records import GradientStatistics
 from adadagrad.core.settings import Measure
+from adadagrad.engine.averaging import Averaging
 from adadagrad.engine.second_moments import SecondMoments
 from adadagrad.engine.splitting import Split, measured_split, plain_split, smallest_batch
 from adadagrad.statistics import MicroBatch, PerExample, Probe, choose_estimator
@@ -21,6 +22,7 @@ from adadagrad.statistics.coverage import batch_coupled_module
 from adadagrad.statistics.example_instrument import ExampleInstrument
 from adadagrad.statistics.explain import explain
 from adadagrad.statistics.planner import MeasureBudget, StepSize
+from adadagrad.statistics.smoothing import ExponentialAverage
 
 
 class Measuring:
@@ -31,6 +33,7 @@ class Measuring:
         optimizer: Its optimizer, for second moments.
         policy: The policy, for what it needs.
         rate: The learning-rate rule, for the same; None for none.
+        dataset_size: N, the length of an epoch.
         measure: The user's settings; None measures what the policy needs, with the defaults.
         errors: Whether the policy's request must have a standard error: inner products give that of |g|^2.
     """
@@ -43,6 +46,7 @@ class Measuring:
         measure: Measure | None,
         *,
         rate: LearningRateRule | None = None,
+        dataset_size: int = 1,
         errors: bool = False,
     ) -> None:
         self.rate_needs = rate is not None and bool(rate.needs)
@@ -58,7 +62,8 @@ class Measuring:
             second_moment=self._second_moments.of,
         )
         self._device = next((p.device.type for p in model.parameters()), "cpu")
-        given = check_estimator(self.settings.estimator)
+        given, averaging = unwrapped(self.settings.estimator, policy)
+        self.averaging = Averaging(averaging, dataset_size)
         self._automatic = given is None
         self._considered: tuple[StepSize, object] | None = None  # sizes of step and layers at the latest choice
         self.budget = MeasureBudget(self.settings.max_overhead)
@@ -102,6 +107,7 @@ class Measuring:
             The split.
         """
         self._credit = self.budget.credit
+        self.averaging.begin()
         plain = plain_split(self.estimator, size, micro_batch_size)
         if not (self.enabled and wanted and size >= self.smallest_batch):
             return plain
@@ -152,6 +158,17 @@ class Measuring:
             warnings.warn(f"a measurement failed, the step is not affected: {error}", stacklevel=4)
             return None, "measurement failed"
 
+    def combine(self, statistics: GradientStatistics) -> tuple[GradientStatistics | None, str]:
+        """Return what the policy reads of a measured step, or why there is nothing yet; before clipping.
+
+        Args:
+            statistics: The step's own.
+
+        Returns:
+            The same, or combined with those of steps before, and ``""``; or None and a reason.
+        """
+        return self.averaging.combine(statistics, (p for p in self._model.parameters() if p.requires_grad))
+
     def explain(self, size: int, micro_batch_size: int) -> str:
         """Return what is measured how, and what it is expected to cost; see `AdaptiveBatch.explain`.
 
@@ -181,6 +198,7 @@ class Measuring:
     def undo(self) -> None:
         """Forget the step in progress, and what its measurement cost or taught, as if it had not been begun."""
         self.instrument.discard()
+        self.averaging.undo()
         self.budget.credit = self._credit
         if self._credit is None and self.settings.every == "auto":  # the first step of all: its trial runs set costs
             self._replace(self.estimator)
@@ -199,6 +217,7 @@ class Measuring:
             "estimator": repr(self.estimator),
             "credit": self.budget.credit,
             "instrument": self.instrument.state_dict(),
+            "averaging": self.averaging.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -212,6 +231,7 @@ class Measuring:
                 if state["estimator"] == repr(other):
                     self._replace(other)
         self.budget.credit = state["credit"]
+        self.averaging.load_state_dict(state["averaging"])
         if state["estimator"] == repr(self.estimator):
             self.instrument.load_state_dict(state["instrument"])
 
@@ -224,6 +244,29 @@ class Measuring:
         seconds = self.instrument.seconds
         self.estimator, self.instrument = estimator, estimator.open(self._model, self._request)
         self.instrument.seconds = seconds  # of the whole run
+
+
+def unwrapped(
+    estimator: object, policy: BatchSizePolicy
+) -> tuple[AbstractEstimator | None, float | Literal["epoch"] | None]:
+    """Take an estimator out of the average that a user has put around it.
+
+    Args:
+        estimator: An estimator or ``"auto"``.
+        policy: Says what to average where the user says nothing.
+
+    Returns:
+        The estimator inside, None for ``"auto"``; and what to combine statistics over.
+
+    Raises:
+        InvalidArgument: It is neither, or the policy wants an epoch and the user an average.
+    """
+    given, averaging = check_estimator(estimator), policy.averaging
+    if not isinstance(given, ExponentialAverage):
+        return given, averaging
+    if averaging == "epoch":
+        raise InvalidArgument(f"{policy!r} reads the sums of an epoch, not an average: give it another estimator")
+    return unwrapped(given.estimator, policy)[0], given.decay
 
 
 def _sizes(plain: Split, measured: Split) -> StepSize:
