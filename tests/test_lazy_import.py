@@ -26,7 +26,7 @@ def test_names_for_the_type_checker_and_for_the_interpreter_agree() -> None:
     block = next(node for node in tree.body if isinstance(node, ast.If))
     typed = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert typed == {name: f"adadagrad.{home}" for name, home in adadagrad._HOME.items()}
-    assert sorted(adadagrad.__all__) == adadagrad.__all__ == sorted([*typed, "__version__"])
+    assert sorted(adadagrad.__all__) == sorted([*typed, "__version__"])
 
 
 def test_every_public_name_is_found_and_listed() -> None:
