@@ -27,7 +27,19 @@ if TYPE_CHECKING:
         NormTest,
         StagedBatch,
     )
-    from adadagrad.rates import ConstantSchedule, CosineSchedule, LinearSchedule, StepSchedule
+    from adadagrad.rates import (
+        LEGW,
+        AccumulatorScale,
+        AdamScale,
+        AdaScale,
+        ConstantSchedule,
+        CosineSchedule,
+        LinearScaling,
+        LinearSchedule,
+        Seesaw,
+        SquareRootScaling,
+        StepSchedule,
+    )
     from adadagrad.statistics import (
         ExponentialAverage,
         GradientMeter,
@@ -38,7 +50,11 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "LEGW",
+    "AccumulatorScale",
     "AdaGradNorm",
+    "AdaScale",
+    "AdamScale",
     "AdaptiveBatch",
     "AugmentedInnerProductTest",
     "BatchPlan",
@@ -55,6 +71,7 @@ __all__ = [
     "GradientStatistics",
     "InnerProductTest",
     "LinearBatch",
+    "LinearScaling",
     "LinearSchedule",
     "Measure",
     "MicroBatch",
@@ -62,6 +79,8 @@ __all__ = [
     "Observation",
     "PerExample",
     "Probe",
+    "Seesaw",
+    "SquareRootScaling",
     "StagedBatch",
     "StepSchedule",
     "__version__",
@@ -84,7 +103,19 @@ _HOMES = {
         "NormTest",
         "StagedBatch",
     ),
-    "rates": ("ConstantSchedule", "CosineSchedule", "LinearSchedule", "StepSchedule"),
+    "rates": (
+        "AccumulatorScale",
+        "AdaScale",
+        "AdamScale",
+        "ConstantSchedule",
+        "CosineSchedule",
+        "LEGW",
+        "LinearScaling",
+        "LinearSchedule",
+        "Seesaw",
+        "SquareRootScaling",
+        "StepSchedule",
+    ),
     "statistics": (
         "ExponentialAverage",
         "GradientMeter",
