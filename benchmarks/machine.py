@@ -29,13 +29,13 @@ def write_json(name: str, content: Any) -> Path:
     """Write a result.
 
     Args:
-        name: File name without ending.
+        name: File name without ending; it may begin with folders.
         content: Plain values.
 
     Returns:
         The file's path.
     """
     path = Path("results") / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine(), **content}, indent=1) + "\n")
     return path
