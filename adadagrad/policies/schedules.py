@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from adadagrad.core.checks import check_integer, check_positive
+from adadagrad.core.checks import check_integer
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.records import Observation
 from adadagrad.policies.base import AbstractPolicy
@@ -119,59 +118,3 @@ class LinearBatch(AbstractPolicy):
         seen = min(observation.samples_seen, self.ramp_samples)
         increments = (self.end - self.start) // self.increment
         return float(self.start + self.increment * (increments * seen // self.ramp_samples))
-
-
-@dataclass(frozen=True, slots=True)
-class GeometricBatch(AbstractPolicy):
-    r"""Multiply the batch size by a constant each time a fixed number of examples has been seen.
-
-    .. math:: b = \min\left( b_0 \, c^{\lfloor t / E \rfloor},\; b_1 \right)
-
-    In code: t is `samples_seen`, b_0 `start`, c `factor`, E `every_samples`, b_1 `end`.
-
-    Use it in place of a learning rate that decays by 1/factor at the same moments. It knows nothing of the model
-    and soon meets the cap. Costs nothing.
-
-    Args:
-        start: First size, >= 1 [examples].
-        factor: Growth at each stage, > 1, dimensionless. Smaller grows more slowly.
-        every_samples: Length of a stage, >= 1 [examples]. Smaller grows faster.
-        end: Largest size asked for, >= start [examples]; None for no limit but the cap of the run.
-
-    Raises:
-        InvalidArgument: An argument is outside its range, or end < start.
-
-    Source: Devarakonda, Naumov, Garland (2017), "AdaBatch", arXiv 1712.02029; Smith, Kindermans, Ying, Le (2018),
-        "Don't Decay the Learning Rate, Increase the Batch Size", arXiv 1711.00489 (both from memory, unverified
-        (high)).
-    Differs from the papers: stages are counted in examples seen, not in epochs.
-
-    Example:
-        >>> policy = GeometricBatch(start=64, factor=2, every_samples=1000, end=200)
-        >>> [policy.required_batch_size(Observation(samples_seen=t)) for t in (0, 999, 1000, 2000)]
-        [64.0, 64.0, 128.0, 200.0]
-    """
-
-    needs: ClassVar[frozenset[str]] = frozenset()
-    monotone: ClassVar[bool] = False
-
-    start: int
-    factor: float
-    every_samples: int
-    end: int | None = None
-
-    def __post_init__(self) -> None:
-        check_integer(1, start=self.start, every_samples=self.every_samples)
-        check_positive(factor=self.factor)
-        if self.factor <= 1:
-            raise InvalidArgument(f"factor must be > 1, got {self.factor}")
-        if self.end is not None:
-            check_integer(1, end=self.end)
-            if self.end < self.start:
-                raise InvalidArgument(f"end must be >= start, got end={self.end} and start={self.start}")
-
-    def required_batch_size(self, observation: Observation) -> float:
-        """Return the size of the stage that `samples_seen` lies in, in examples."""
-        most = int(600 / math.log(self.factor))  # stages to about 1e260, so that the power cannot overflow
-        size = self.start * float(self.factor) ** min(observation.samples_seen // self.every_samples, most)
-        return size if self.end is None else min(size, float(self.end))

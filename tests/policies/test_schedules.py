@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.records import Observation
 from adadagrad.policies import AbstractPolicy, GeometricBatch, LinearBatch, StagedBatch
+from adadagrad.rates import StepSchedule
 
 
 def size(policy: AbstractPolicy, samples: int) -> float:
@@ -82,3 +85,30 @@ def test_geometric_without_an_end_stays_finite() -> None:
     assert math.isfinite(size(policy, 10**9))  # so that the cap applies, not the rule for infinite requests
     assert size(policy, 10**9) > 1e200
     assert size(GeometricBatch(start=64, factor=1 + 1e-15, every_samples=1), 1) == pytest.approx(64)
+
+
+def test_adabatch_stage_by_stage() -> None:
+    """Twice the batch every 20 epochs; with the learning rate x 0.75 that goes with it, lr / b falls by 0.375."""
+    policy = GeometricBatch.adabatch(start=128, dataset_size=1000)
+    schedule = StepSchedule(range(20_000, 100_000, 20_000), gamma=0.75)
+    for stage, expected in enumerate([128, 256, 512, 1024, 2048]):
+        for samples in (20_000 * stage, 20_000 * stage + 19_999):
+            assert size(policy, samples) == expected
+            assert schedule(samples, 100_000) / expected == pytest.approx(0.375**stage / 128)
+    other = GeometricBatch.adabatch(64, 1000, every_epochs=5, factor=1.5, end=200)
+    assert other == GeometricBatch(start=64, factor=1.5, every_samples=5000, end=200)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dataset_size": 0}, "dataset_size must be >= 1, got 0"),
+        ({"every_epochs": 2.5}, "every_epochs must be an integer, got 2.5"),
+        ({"factor": 1}, "factor must be > 1, got 1"),
+        ({"end": 7}, "end must be >= start, got end=7 and start=8"),
+    ],
+)
+def test_adabatch_refuses(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidArgument) as error:
+        GeometricBatch.adabatch(**({"start": 8, "dataset_size": 100} | arguments))
+    assert message in str(error.value)
