@@ -18,10 +18,14 @@ if TYPE_CHECKING:
     from adadagrad.engine import AdaptiveBatch
     from adadagrad.optimizers.adagrad_norm import AdaGradNorm
     from adadagrad.policies import (
+        CABS,
         AugmentedInnerProductTest,
+        BigBatch,
         ConstantBatch,
         CoordinateNormTest,
+        DiveBatch,
         GeometricBatch,
+        GradientNoiseScale,
         InnerProductTest,
         LinearBatch,
         NormTest,
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "CABS",
     "LEGW",
     "AccumulatorScale",
     "AdaGradNorm",
@@ -58,6 +63,7 @@ __all__ = [
     "AdaptiveBatch",
     "AugmentedInnerProductTest",
     "BatchPlan",
+    "BigBatch",
     "Bounds",
     "ConstantBatch",
     "ConstantSchedule",
@@ -65,9 +71,11 @@ __all__ = [
     "CoordinateReduction",
     "CosineSchedule",
     "Decision",
+    "DiveBatch",
     "ExponentialAverage",
     "GeometricBatch",
     "GradientMeter",
+    "GradientNoiseScale",
     "GradientStatistics",
     "InnerProductTest",
     "LinearBatch",
@@ -94,10 +102,14 @@ _HOMES = {
     "engine": ("AdaptiveBatch",),
     "optimizers.adagrad_norm": ("AdaGradNorm",),
     "policies": (
+        "CABS",
         "AugmentedInnerProductTest",
+        "BigBatch",
         "ConstantBatch",
         "CoordinateNormTest",
+        "DiveBatch",
         "GeometricBatch",
+        "GradientNoiseScale",
         "InnerProductTest",
         "LinearBatch",
         "NormTest",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
+from adadagrad.core.checks import check_positive
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.records import Observation
 from adadagrad.core.reduction import CoordinateReduction
@@ -116,3 +117,19 @@ class AbstractPolicy(ABC):
                 )
             values.append(value)
         return tuple(values)
+
+
+def check_averaging(averaging: float | None) -> None:
+    """Require the decay of an exponential average, or None for each step by itself.
+
+    Args:
+        averaging: What a policy with a field of that name was given.
+
+    Raises:
+        InvalidArgument: It is neither None nor a number above 0 and below 1.
+    """
+    if averaging is None:
+        return
+    check_positive(averaging=averaging)
+    if averaging >= 1:
+        raise InvalidArgument(f"averaging must be < 1, or None for each step by itself, got {averaging!r}")

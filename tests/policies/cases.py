@@ -6,16 +6,21 @@ Every row goes through all tests of test_policies.py: to add a policy, add a row
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from adadagrad.core.records import GradientStatistics, Observation
 from adadagrad.policies import (
+    CABS,
     AbstractPolicy,
     AugmentedInnerProductTest,
+    BigBatch,
     ConstantBatch,
     CoordinateNormTest,
+    DiveBatch,
     GeometricBatch,
+    GradientNoiseScale,
     InnerProductTest,
     LinearBatch,
     NormTest,
@@ -31,6 +36,7 @@ class PolicyCase:
     answers: tuple[tuple[Observation, float], ...]
     bad_arguments: tuple[tuple[dict[str, Any], str], ...] = ()  # keyword arguments, part of the message
     bad_observations: tuple[tuple[Observation, str], ...] = ()
+    scaled: Callable[[float], AbstractPolicy] | None = None  # the same for a loss times c, where a field has its units
 
 
 def measured(
@@ -175,6 +181,86 @@ CASES = [
     PolicyCase(
         CoordinateNormTest(eta=0.5, reduction="quantile", quantile=0.9, finite_population="current"),
         answers=((measured(4.0, 9.0, ratio=16.0, b=9, dataset_size=17), 32.0),),  # 64 * (17 - 9) / 16
+    ),
+    PolicyCase(
+        GradientNoiseScale(fraction=0.5),
+        answers=(
+            (measured(5.0, 16.0), 8 / 3),  # 16 / (5 - 16/8) / 2
+            (measured(5.0, 16.0, b=4, global_batch_size=99), 8.0),  # 16 / (5 - 16/4) / 2
+            (measured(5.0, 0.0), 0.0),  # no noise
+            (measured(2.0, 16.0), math.inf),  # nothing but noise: 2 - 16/8
+            (measured(1.0, 16.0), math.inf),  # less than noise: 1 - 16/8
+            (measured(0.0, 0.0), math.nan),  # no gradient at all
+            (measured(5.0, math.nan), math.nan),
+            (measured(math.nan, 16.0), math.nan),
+            (measured(math.inf, math.inf), math.nan),
+        ),
+        bad_arguments=(
+            ({"fraction": 0.0}, "fraction must be > 0, got 0.0"),
+            ({"averaging": 0.0}, "averaging must be > 0, got 0.0"),
+            ({"averaging": 1.0}, "averaging must be < 1, or None for each step by itself, got 1.0"),
+            ({"averaging": "epoch"}, "averaging must be > 0, got 'epoch'"),
+        ),
+    ),
+    PolicyCase(
+        CABS(scale=2.0, loss_offset=0.5, averaging=0.9),
+        answers=(
+            (measured(4.0, 16.0, lr=0.25, loss=1.0), 14.0),  # 2 * 0.25 * (7/8 * 16) / (1 - 0.5)
+            (measured(4.0, 16.0, b=1, lr=0.25, loss=1.0), 0.0),  # one example does not differ from itself
+            (measured(4.0, 16.0, lr=0.25, loss=9.0, loss_average=1.0), 14.0),  # the average is preferred
+            (measured(4.0, 16.0, lr=0.25, loss=9.0, loss_average=0.0), math.inf),
+            (measured(4.0, 16.0, lr=0.25, loss=0.5), math.inf),  # at the floor
+            (measured(4.0, 16.0, lr=0.25, loss=0.1), math.inf),  # below it
+            (measured(4.0, 0.0, lr=0.25, loss=0.5), math.nan),
+            (measured(4.0, 0.0, lr=0.25, loss=1.0), 0.0),
+            (measured(4.0, 16.0, lr=0.0, loss=1.0), 0.0),
+            (measured(4.0, 16.0, lr=0.25, loss=math.nan), math.nan),
+            (measured(4.0, math.nan, lr=0.25, loss=1.0), math.nan),
+        ),
+        bad_arguments=(
+            ({"scale": -1.0}, "scale must be > 0, got -1.0"),
+            ({"loss_offset": math.inf}, "loss_offset must be a finite number, got inf"),
+            ({"loss_offset": "0"}, "loss_offset must be a finite number, got '0'"),
+            ({"averaging": -0.5}, "averaging must be > 0, got -0.5"),
+            ({"averaging": 1.5}, "averaging must be < 1, or None"),
+        ),
+        bad_observations=(
+            (measured(4.0, 16.0, loss=1.0), "CABS needs observation.lr, got None"),
+            (measured(4.0, 16.0, lr=0.25), "CABS needs observation.loss, got None"),
+        ),
+        scaled=lambda c: CABS(scale=2.0, loss_offset=0.5 * c, averaging=0.9),
+    ),
+    PolicyCase(
+        DiveBatch(delta=0.5),
+        answers=(
+            (measured(4.0, 16.0), 2.25),  # (7/8 * 16 + 4) / 4 / 2
+            (measured(2.0, 16.0), 4.0),  # pure noise of 8 examples: (14 + 2) / 2 / 2, half of the 8
+            (measured(4.0, 0.0), 0.5),  # all examples agree: N D = 1
+            (measured(4.0, 16.0, b=1), 0.5),
+            (measured(0.0, 16.0), math.inf),
+            (measured(0.0, 0.0), math.nan),
+            (measured(4.0, math.nan), math.nan),
+        ),
+        bad_arguments=(({"delta": 0}, "delta must be > 0, got 0"), ({"delta": math.inf}, "delta must be > 0, got inf")),
+    ),
+    PolicyCase(
+        BigBatch(increment=4, eta=0.5),
+        answers=(
+            (measured(4.0, 9.0, global_batch_size=8), 12.0),  # 9/8 > 1/4 * 4
+            (measured(4.0, 9.0, global_batch_size=9), 9.0),  # 9/9 is not > 1
+            (measured(4.0, 9.0, global_batch_size=16), 16.0),
+            (measured(4.0, 9.0, b=8), 12.0),  # the record's examples are the step's
+            (measured(4.0, 0.0, global_batch_size=8), 8.0),
+            (measured(0.0, 9.0, global_batch_size=8), 12.0),
+            (measured(0.0, 0.0, global_batch_size=8), math.nan),
+            (measured(4.0, math.nan, global_batch_size=8), math.nan),
+            (measured(math.nan, 9.0, global_batch_size=8), math.nan),
+        ),
+        bad_arguments=(
+            ({"increment": 0}, "increment must be >= 1, got 0"),
+            ({"increment": 8.0}, "increment must be an integer, got 8.0: write int(...) around it"),
+            ({"increment": 8, "eta": 0.0}, "eta must be > 0, got 0.0"),
+        ),
     ),
     PolicyCase(
         ConstantBatch(256),

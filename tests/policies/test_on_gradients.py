@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from adadagrad.core.records import GradientStatistics, Observation
-from adadagrad.policies import AugmentedInnerProductTest, CoordinateNormTest, InnerProductTest, NormTest
+from adadagrad.policies import (
+    CABS,
+    AugmentedInnerProductTest,
+    BigBatch,
+    CoordinateNormTest,
+    DiveBatch,
+    GradientNoiseScale,
+    InnerProductTest,
+    NormTest,
+)
 
 
 def observe(units: Tensor) -> Observation:
@@ -79,3 +90,49 @@ def test_literal_coordinate_maximum_asks_for_everything() -> None:
     observation = observe(torch.stack(gradients))
     assert CoordinateNormTest(eta=0.5).required_batch_size(observation) > 1e8
     assert NormTest(eta=0.5).required_batch_size(observation) < 1e3
+
+
+def test_policies_on_a_quadratic() -> None:
+    """F_i(x) = |x - a_i|^2 / 2 with the four centres a_i below, at x = (5, 1): V = (4 + 16) / 3, g = (4, 1)."""
+    centres = torch.tensor([[0.0, 2.0], [2.0, 2.0], [2.0, -2.0], [0.0, -2.0]], dtype=torch.float64)
+    units = torch.tensor([5.0, 1.0], dtype=torch.float64) - centres
+    observation = replace(observe(units), global_batch_size=4, lr=0.2, loss=float(units.square().sum(1).mean() / 2))
+    assert observation.loss == 11.0  # |x - a_i|^2 = 26, 10, 18, 34
+    v, s = 20 / 3, 17.0
+    for policy, expected in [
+        (GradientNoiseScale(fraction=3.0), 3 * v / (s - v / 4)),
+        (CABS(scale=4.0, loss_offset=1.0), 4 * 0.2 * 5 / 10),  # variances 1 and 4 with the denominator 4
+        (BigBatch(increment=8), 4),  # 5/3 < 17
+        (BigBatch(increment=8, eta=0.3), 12),  # 5/3 > 0.09 * 17
+        (DiveBatch(delta=0.5), 0.5 * 4 * (26 + 10 + 18 + 34) / (16**2 + 4**2)),
+    ]:
+        assert policy.required_batch_size(observation) == pytest.approx(expected, rel=1e-12)
+
+
+def test_noise_scale_is_that_of_gradients_at_two_batch_sizes() -> None:
+    """The estimator of McCandlish et al., with all batches of one example as the small one."""
+    units = torch.randn(16, 30, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 0.5
+    small, big = float(units.square().sum(1).mean()), float(units.mean(0).square().sum())
+    signal = (16 * big - 1 * small) / (16 - 1)
+    noise = (small - big) / (1 / 1 - 1 / 16)
+    asked = GradientNoiseScale(averaging=None).required_batch_size(observe(units))
+    assert asked == pytest.approx(noise / signal, rel=1e-12)
+
+
+def test_noise_scale_is_the_norm_test_without_the_noise_in_s() -> None:
+    """With eta = 1/sqrt(c), and s in place of its estimate of the true norm."""
+    observation = observe(torch.randn(16, 30, generator=torch.Generator().manual_seed(4), dtype=torch.float64) + 0.5)
+    assert observation.gradient is not None
+    clean = replace(observation.gradient, grad_norm_sq=observation.gradient.true_grad_norm_sq)
+    expected = NormTest(eta=0.5).required_batch_size(Observation(gradient=clean))
+    assert GradientNoiseScale(fraction=4.0).required_batch_size(observation) == pytest.approx(expected, rel=1e-12)
+
+
+def test_divebatch_in_pure_noise_asks_for_delta_of_the_data_set() -> None:
+    """In many dimensions sum |g_i|^2 and |sum g_i|^2 are equal, so that D is 1 and N D is N."""
+    generator = torch.Generator().manual_seed(5)
+    shares = [
+        DiveBatch(delta=1.0).required_batch_size(observe(torch.randn(64, 2000, generator=generator))) / 64
+        for _ in range(50)
+    ]
+    assert sum(shares) / 50 == pytest.approx(1.0, abs=0.02)

@@ -13,14 +13,19 @@ import pytest
 
 import adadagrad.policies
 from adadagrad.core.errors import InvalidArgument
+from adadagrad.core.protocols import BatchSizePolicy
 from adadagrad.core.records import GradientStatistics, Observation
 from adadagrad.core.reduction import CoordinateReduction
 from adadagrad.core.settings import Bounds
 from adadagrad.policies import (
+    CABS,
     AbstractPolicy,
     AugmentedInnerProductTest,
+    BigBatch,
     ConstantBatch,
     CoordinateNormTest,
+    DiveBatch,
+    GradientNoiseScale,
     InnerProductTest,
     NormTest,
     next_batch_size,
@@ -100,7 +105,8 @@ def test_needs_name_the_fields_it_reads(case: PolicyCase) -> None:
     full = {"num_examples": 8, "grad_norm_sq": 4.0, "variance_trace": 9.0, "inner_product_variance": 8.0}
     full |= {"coordinate_ratio": 2.0, "variance_trace_error": 1.0, "grad_norm_sq_error": 1.0}
     for name in OPTIONAL:
-        observation = Observation(gradient=GradientStatistics(**(full | {name: None})), dataset_size=100)  # type: ignore[arg-type]
+        gradient = GradientStatistics(**(full | {name: None}))  # type: ignore[arg-type]
+        observation = Observation(gradient=gradient, dataset_size=100, loss=0.5, lr=0.1)
         if name in policy.needs:
             with pytest.raises(InvalidArgument, match=f"{type(policy).__name__} .*{name}, got None"):
                 policy.required_batch_size(observation)
@@ -111,11 +117,15 @@ def test_needs_name_the_fields_it_reads(case: PolicyCase) -> None:
 @rows()
 @pytest.mark.parametrize("scale", [1e3, 1e-3])
 def test_scale_invariant_in_the_gradient(case: PolicyCase, scale: float) -> None:
-    def at(c: float) -> Observation:
-        return measured(s=0.37 * c**2, v=21.3 * c**2, vp=0.83 * c**4, ratio=5.1, dataset_size=1000, global_batch_size=8)
+    """A loss multiplied by c, with the learning rate that makes the same step of it, asks for the same batch."""
 
+    def at(c: float) -> Observation:
+        numbers = {"dataset_size": 1000, "global_batch_size": 8, "loss": 1.5 * c, "lr": 0.1 / c}
+        return measured(s=0.37 * c**2, v=21.3 * c**2, vp=0.83 * c**4, ratio=5.1, **numbers)
+
+    policy = case.policy if case.scaled is None else case.scaled(scale)
     expected = case.policy.required_batch_size(at(1.0))
-    assert case.policy.required_batch_size(at(scale)) == pytest.approx(expected, rel=1e-12)
+    assert policy.required_batch_size(at(scale)) == pytest.approx(expected, rel=1e-12)
 
 
 @rows()
@@ -124,7 +134,7 @@ def test_scale_invariant_in_the_gradient(case: PolicyCase, scale: float) -> None
 def test_degenerate_statistics_give_a_defined_decision(case: PolicyCase, value: float, b: int) -> None:
     """One example, NaN, zero and infinite gradients, b = N: no exception, the size in bounds or unchanged."""
     observation = measured(
-        s=value, v=abs(value), vp=abs(value), ratio=value, b=b, dataset_size=100, global_batch_size=b
+        s=value, v=abs(value), vp=abs(value), ratio=value, b=b, dataset_size=100, global_batch_size=b, loss=0.5, lr=0.1
     )
     requested = case.policy.required_batch_size(observation)
     for bounds in (Bounds(), Bounds.paper()):
@@ -137,7 +147,9 @@ def test_degenerate_statistics_give_a_defined_decision(case: PolicyCase, value: 
 
 
 @pytest.mark.parametrize(
-    "make", [NormTest, InnerProductTest, AugmentedInnerProductTest, CoordinateNormTest], ids=lambda c: c.__name__
+    "make",
+    [NormTest, InnerProductTest, AugmentedInnerProductTest, CoordinateNormTest, DiveBatch],
+    ids=lambda c: c.__name__,
 )
 def test_the_tests_never_shrink(make: Any) -> None:
     assert make().monotone is True
@@ -159,6 +171,36 @@ def test_defaults() -> None:
     assert (AugmentedInnerProductTest().theta, AugmentedInnerProductTest().nu) == (0.9, 5.84)
     assert CoordinateNormTest().coordinate_reduction == CoordinateReduction(kind="max")
     assert CoordinateNormTest(reduction="blocks").coordinate_reduction == CoordinateReduction(kind="blocks")
+
+
+@rows()
+def test_averaging_is_read_through_the_protocol(case: PolicyCase) -> None:
+    """A field of that name takes the place of the property, also after a round trip."""
+    policy: BatchSizePolicy = pickle.loads(pickle.dumps(case.policy))
+    expected = {GradientNoiseScale: 0.95, CABS: 0.9, DiveBatch: "epoch"}.get(type(case.policy))
+    assert policy.averaging == expected
+
+
+def test_averaging_may_be_left_out() -> None:
+    assert GradientNoiseScale(averaging=None).averaging is None
+    assert CABS(averaging=None).averaging is None
+    assert GradientNoiseScale() == GradientNoiseScale(fraction=1.0, averaging=0.95)
+    assert CABS() == CABS(scale=1.0, loss_offset=0.0, averaging=0.95)
+    assert DiveBatch().delta == 0.1
+
+
+def test_big_batch_has_no_left_side_of_its_own() -> None:
+    """threshold * requested / b would not be V / (b s), because the request is b + increment."""
+    assert BigBatch(increment=8).threshold is None
+
+
+@pytest.mark.parametrize(("make", "shrinks"), [(GradientNoiseScale, True), (CABS, True), (BigBatch, False)])
+def test_only_the_noise_scale_and_cabs_may_shrink(make: Any, shrinks: bool) -> None:
+    policy = make(increment=8) if make is BigBatch else make()
+    observation = measured(s=4.0, v=1e-6, b=64, global_batch_size=64, loss=0.5, lr=0.1)
+    bounds = {"current": 64, "bounds": Bounds(), "monotone": policy.monotone, "minimum": 1, "maximum": 100}
+    expected = (1, "shrink") if shrinks else (64, "hold")
+    assert next_batch_size(policy.required_batch_size(observation), **bounds) == expected
 
 
 def test_solved_population_is_where_the_corrected_test_is_tight() -> None:
