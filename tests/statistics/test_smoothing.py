@@ -17,11 +17,13 @@ from adadagrad.core.records import GradientStatistics
 from adadagrad.statistics.base import Request
 from adadagrad.statistics.combining import combination
 from adadagrad.statistics.example_instrument import ExampleInstrument
+from adadagrad.statistics.planner import StepSize
 from adadagrad.statistics.running import RunningStatistics
 from adadagrad.statistics.standard_errors import grad_norm_sq_error
 from tests.statistics.checking import BLOCKS, floats
 
 FIELDS = ("grad_norm_sq", "variance_trace", "inner_product_variance", "coordinate_ratio")
+STEP = StepSize(8, 4, 8, 4)
 ERRORS = ("variance_trace_error", "grad_norm_sq_error")
 
 
@@ -218,6 +220,8 @@ def test_what_the_present_step_lacks_is_lacking() -> None:
     again = averaged(0.5, full, step(), full)  # the step without an error counts as the mean of the others
     assert again.variance_trace_error == pytest.approx(math.sqrt(1 / 16 + 1 / 4 + 1) / 1.75, rel=1e-14)
     assert averaged(0.5, replace(full, grad_norm_sq_error=None)).grad_norm_sq_error is None
+    without = averaged(0.5, full, replace(full, variance_trace_error=None))  # s is rebuilt with V, and so is its error
+    assert without.variance_trace_error is without.grad_norm_sq_error is None
 
 
 def test_resuming_repeats_every_bit_and_a_state_undoes_a_step() -> None:
@@ -276,6 +280,9 @@ def test_auto_takes_micro_batches_where_examples_mix() -> None:
     assert automatic.settled(plain) == ada.ExponentialAverage(ada.PerExample())
     assert automatic.settled(plain).innermost == ada.PerExample()
     assert automatic.settled(mixing).innermost == ada.MicroBatch()
+    given = ada.ExponentialAverage(ada.ExponentialAverage(ada.Probe()))
+    assert given.innermost == ada.Probe()
+    assert given.settled(plain) == given
     assert isinstance(automatic.open(plain, Request()).innermost, ExampleInstrument)
     text = ada.GradientMeter(mixing, automatic).explain()
     assert text.startswith("ExponentialAverage(estimator=MicroBatch(units=4), decay=0.95)\ncounts every parameter")
@@ -295,14 +302,38 @@ def test_the_instrument_hands_everything_on() -> None:
     other = ada.ExponentialAverage(ada.PerExample(), decay=0.5).open(model, Request())
     other.load_state_dict(instrument.state_dict())
     assert other.state_dict() == instrument.state_dict()
-    for resumed in (instrument, other):
+    plain, running = ada.PerExample().open(model, Request()), RunningStatistics(0.5)
+    running.load_state_dict(instrument.state_dict()["average"])
+    found = []
+    for measuring in (instrument, other, plain):  # one part of a step is measured, the other is not
         model.zero_grad()
-        with resumed.micro_batch():
-            model(x[:3]).square().mean().backward()
-        resumed.close_group()
-        (model(x[3:]).square().mean() * 0).backward()
-    results = [instrument.finish(6), other.finish(6)]
-    assert results[0] == results[1] != last
+        with measuring.micro_batch(coefficients=1 / 6):
+            (model(x[:3]).square().sum() / 6).backward()
+        measuring.close_group()
+        (model(x[3:]).square().sum() / 6).backward()
+        found.append(measuring.finish(6))
+    assert found[0] == found[1] == running.update(found[2], ()) != last
+
+
+def test_the_arguments_of_an_instrument_reach_the_one_that_measures() -> None:
+    """Units 1 and 3 of two examples, added up under half their weight: V = 2 (1 - 2)^2 + 2 (3 - 2)^2, s = 4."""
+    model = nn.Linear(1, 1, bias=False).double()
+    instrument = ada.ExponentialAverage(ada.MicroBatch()).open(model, Request())
+    with instrument.micro_batch(2):
+        (1e6 * model(floats(2, 1)).mean()).backward()
+    instrument.discard()  # nothing of it is left
+    model.zero_grad()
+    for value in (1.0, 3.0):
+        with instrument.micro_batch(num_examples=2, coefficients=1 / 8):
+            (model(torch.full((2, 1), value).double()).mean() / 4).backward()
+    model.weight.grad *= 2
+    result = instrument.finish(8, 0.2, 2.0)
+    assert (result.num_examples, result.weight_sq_sum, result.num_units) == (8, 0.2, 2)
+    assert result.variance_trace == pytest.approx(4.0, rel=1e-14)
+    assert result.grad_norm_sq == pytest.approx(4.0, rel=1e-14)
+    compiled = ada.ExponentialAverage(ada.MicroBatch()).open(torch.compile(model, backend="eager"), Request())
+    assert compiled.compiled == compiled.inner.compiled != instrument.compiled == ""
+    assert instrument.costs(STEP, "cpu") == instrument.inner.costs(STEP, "cpu")
 
 
 def test_combinations_by_what_a_policy_asks_for() -> None:
