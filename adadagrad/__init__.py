@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from adadagrad.core.reduction import CoordinateReduction
     from adadagrad.core.settings import Bounds, Measure
     from adadagrad.engine import AdaptiveBatch
+    from adadagrad.engine.recommended import recommended
     from adadagrad.optimizers.adagrad_norm import AdaGradNorm
     from adadagrad.policies import (
         CABS,
@@ -92,6 +93,7 @@ __all__ = [
     "StagedBatch",
     "StepSchedule",
     "__version__",
+    "recommended",
     "statistics_from_units",
 ]
 
@@ -100,6 +102,7 @@ _HOMES = {
     "core.reduction": ("CoordinateReduction",),
     "core.settings": ("Bounds", "Measure"),
     "engine": ("AdaptiveBatch",),
+    "engine.recommended": ("recommended",),
     "optimizers.adagrad_norm": ("AdaGradNorm",),
     "policies": (
         "CABS",

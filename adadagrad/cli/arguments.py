@@ -82,11 +82,11 @@ class TrainCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareCommand:
-    """Train one model three times: with a small constant batch, a large one, and a policy that chooses in between.
+    """Train one model four times: with a small constant batch, a large one, the paper's norm test, and another policy.
 
-    All three start from the same weights and use the same number of samples. A table is printed and one report is
+    All start from the same weights and use the same number of samples. A table is printed and one report is
     written. The default learning rate was chosen for the small constant batch on digits. Noise is measured at each
-    step, and corrected for batches that are a good part of a small data set.
+    step; the paper's test corrects it for batches that are a good part of a small data set.
     """
 
     files: ComparisonFiles = field(default_factory=ComparisonFiles)

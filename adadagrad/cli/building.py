@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from adadagrad.cli.config import Settings
 from adadagrad.cli.data import DataSource
 from adadagrad.cli.fit import check_data, check_fit
 from adadagrad.cli.names import make_model, make_optimizer, make_policy, make_schedule
+from adadagrad.cli.rates import make_rate
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.settings import Bounds, Measure
 from adadagrad.engine import AdaptiveBatch
+from adadagrad.engine.recommended import recommended, recommended_rate
+from adadagrad.policies.base import AbstractPolicy
 
 
 def make_engine(settings: Settings, data: DataSource, directory: Path | None) -> AdaptiveBatch:
@@ -31,21 +35,27 @@ def make_engine(settings: Settings, data: DataSource, directory: Path | None) ->
     Raises:
         InvalidArgument: A setting is out of range, or contradicts another one or the data.
     """
-    run, batch, optimizer, measure = settings.run, settings.batch, settings.optimizer, settings.measure
+    run, batch, chosen, measure = settings.run, settings.batch, settings.optimizer, settings.measure
     if not -(2**63) <= run.seed < 2**63:
         raise InvalidArgument(f"seed must be a 64-bit integer, got {run.seed}")
     check_data(data)
-    policy = make_policy(batch, settings.policy)
     torch.manual_seed(run.seed)
     model = _moved(make_model(settings.problem.model, data), run.device)
     check_fit(model, settings.problem.model, data)
+    optimizer = make_optimizer(model, chosen)
+    policy, min_batch_size, bounds = _choice(settings, optimizer)
+    if chosen.rate == "recommended":
+        rate = recommended_rate(optimizer) if policy.needs else None
+    else:
+        rate = make_rate(optimizer, chosen)
     budget: dict[str, Any] = {"epochs": run.epochs} if run.samples is None else {"total_samples": run.samples}
     return AdaptiveBatch(
         model,
-        make_optimizer(model, optimizer),
+        optimizer,
         data.train,
         policy=policy,
         global_batch_size=None if batch.policy == "staged" else batch.global_batch_size,
+        min_batch_size=min_batch_size,
         max_batch_size=batch.max_batch_size,
         micro_batch_size=batch.micro_batch_size,
         measure=Measure(
@@ -53,21 +63,35 @@ def make_engine(settings: Settings, data: DataSource, directory: Path | None) ->
             max_overhead=measure.max_overhead,
             max_examples=None if measure.max_examples == "all" else measure.max_examples,
         )
-        if policy.needs
+        if policy.needs or (rate is not None and rate.needs)
         else None,
-        bounds=Bounds(
-            max_growth=batch.max_growth,
-            multiple_of=batch.multiple_of,
-            on_infinite=batch.on_infinite,
-            confidence=batch.confidence,
-        ),
-        lr_schedule=make_schedule(optimizer),
-        max_grad_norm=optimizer.max_grad_norm,
+        bounds=bounds,
+        rate=rate,
+        lr_schedule=make_schedule(chosen),
+        max_grad_norm=chosen.max_grad_norm,
         on_nonfinite=run.on_nonfinite,
         seed=run.seed,
         log_dir=directory,
         **budget,
     )
+
+
+def _choice(settings: Settings, optimizer: torch.optim.Optimizer) -> tuple[AbstractPolicy, int | None, Bounds]:
+    """Return the policy, its smallest batch and its bounds; what is not given is the recommended, under that policy."""
+    batch = settings.batch
+    bounds = Bounds(
+        max_growth=batch.max_growth,
+        multiple_of=batch.multiple_of,
+        on_infinite=batch.on_infinite,
+        confidence=batch.confidence,
+    )
+    if batch.policy != "recommended":
+        return make_policy(batch, settings.policy), batch.min_batch_size, bounds
+    choice = recommended(optimizer, global_batch_size=batch.global_batch_size)
+    smallest = choice["min_batch_size"] if batch.min_batch_size is None else batch.min_batch_size
+    if batch.max_growth is None:
+        bounds = replace(bounds, max_growth=choice["bounds"].max_growth)
+    return choice["policy"], smallest, bounds
 
 
 def _moved(model: nn.Module, device: str) -> nn.Module:

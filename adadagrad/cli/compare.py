@@ -1,4 +1,4 @@
-"""``adadagrad compare``: the same model and samples with a small, a large and a chosen batch size."""
+"""``adadagrad compare``: the same model and samples with a small, a large, the paper's and a chosen batch size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from adadagrad.cli.train import show_results, train
 from adadagrad.core.checks import check_integer
 from adadagrad.core.errors import InvalidArgument
 
-FIRST_SIZES = ("small-batch-size", "large-batch-size", "global-batch-size")
+PAPER = "paper-norm"
+"""Name of the run with the paper's test."""
+FIRST_SIZES = ("small-batch-size", "large-batch-size", "global-batch-size", "global-batch-size")
 """The flag that says each run's first batch size, in their order."""
 
 
@@ -30,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         The exit status: 0, or 130 after Ctrl-C or SIGTERM.
     """
     command = parse("compare", CompareCommand(), arguments)
-    runs = three_settings(command)
+    runs = compared_settings(command)
     data = load_data(command.problem.data)
     for settings, flag in zip(runs.values(), FIRST_SIZES, strict=True):
         with flags_named(global_batch_size=flag):
@@ -55,8 +57,11 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if finished else 130
 
 
-def three_settings(command: CompareCommand) -> dict[str, Settings]:
-    """Derive the three runs, which differ in their batch sizes alone.
+def compared_settings(command: CompareCommand) -> dict[str, Settings]:
+    """Derive the four runs, which differ in how batch size and learning rate are chosen alone.
+
+    The paper's run is the norm test with the eta given and a learning rate that does not follow the batch, neither
+    bounded in its growth nor shrinking.
 
     Args:
         command: What the user chose.
@@ -79,4 +84,6 @@ def three_settings(command: CompareCommand) -> dict[str, Settings]:
     for size in (small, large):
         batch = replace(settings.batch, policy="constant", global_batch_size=size, max_batch_size=None)
         runs[f"constant-{size}"] = replace(settings, batch=batch)
-    return {**runs, settings.batch.policy: settings}
+    batch = replace(settings.batch, policy="norm", min_batch_size=None, max_growth=None, confidence=None)
+    paper = replace(settings, batch=batch, optimizer=replace(settings.optimizer, rate="none"))
+    return {**runs, PAPER: paper, settings.batch.policy: settings}

@@ -28,18 +28,22 @@ class BatchOptions:
     """How many examples one optimizer step averages.
 
     Args:
-        policy: norm, inner-product, augmented, coordinate, constant, staged, linear or geometric.
+        policy: recommended (the choice that docs/how-to-choose.md explains), norm (the paper's test), inner-product,
+            augmented, coordinate, noise-scale, cabs, divebatch, big-batch, constant, staged, linear or geometric.
         global_batch_size: Examples in the first step; a constant batch keeps it, --stages says it itself.
+        min_batch_size: Smallest batch of a policy that may shrink it [recommended, noise-scale, cabs].
         max_batch_size: Largest batch; without it the whole training set.
         micro_batch_size: Most examples in one forward: what memory allows.
         max_growth: Largest factor from one batch size to the next; without it no limit.
         multiple_of: Round batch sizes up to a multiple of this.
         on_infinite: What a request for infinitely many examples does: hold the size, or go to the cap.
-        confidence: Move only where the measurement is this sure, for example 0.9; without it at once [norm].
+        confidence: Move only where the measurement is this sure, for example 0.9; without it at once [recommended,
+            norm, noise-scale, cabs, big-batch].
     """
 
-    policy: str = "norm"
+    policy: str = "recommended"
     global_batch_size: int = 64
+    min_batch_size: int | None = None
     max_batch_size: int | None = None
     micro_batch_size: int = 512
     max_growth: float | None = None
@@ -53,16 +57,21 @@ class PolicyOptions:
     """Parameters of the policies; the names in brackets say which policies use them. Another policy refuses the flag.
 
     Args:
-        eta: Largest relative error of the gradient; smaller asks for larger batches [norm, coordinate].
+        eta: Largest relative error of the gradient; smaller asks for larger batches [norm, coordinate, big-batch].
         theta: Largest relative error along the gradient [inner-product, augmented].
         nu: Largest relative error across the gradient [augmented].
         finite_population: Correction for a batch that is a good part of the data [all tests].
         reduction: How coordinates become one number; max is the paper's [coordinate].
         quantile: Which quantile of the coordinates, with --reduction quantile [coordinate].
+        fraction: Share of the noise scale to hold the batch at; larger asks for larger batches [noise-scale].
+        averaging: Weight of the past in the averages over measured steps [noise-scale, cabs].
+        cabs_scale: Factor on the request; larger asks for larger batches [cabs].
+        loss_offset: What the loss cannot fall below [cabs].
+        delta: Share of the data set that pure noise asks for [divebatch].
         stages: Samples:size entries such as "0:256 1M:1024" [staged].
         end_batch_size: Last size of the ramp [linear, needed; geometric].
         ramp_samples: Samples until the last size is reached [linear, needed].
-        increment: Step from one size to the next [linear].
+        increment: Step from one size to the next [linear, big-batch].
         factor: Growth at each stage [geometric].
         every_samples: Samples in a stage [geometric, needed].
     """
@@ -73,6 +82,11 @@ class PolicyOptions:
     finite_population: Literal["off", "current", "solved"] = "off"
     reduction: Literal["max", "quantile", "blocks", "weighted"] = "max"
     quantile: float = 0.9
+    fraction: float = 1.0
+    averaging: float = 0.95
+    cabs_scale: float = 1.0
+    loss_offset: float = 0.0
+    delta: float = 0.1
     stages: str | None = None
     end_batch_size: int | None = None
     ramp_samples: int | None = None
@@ -87,7 +101,15 @@ class OptimizerOptions:
 
     Args:
         optimizer: adagrad, adagrad-norm, sgd, adam or adamw.
-        lr: Learning rate.
+        lr: Learning rate, of the base batch where --rate changes it.
+        rate: How the learning rate follows the batch size: none, recommended (what fits the optimizer, for policies
+            that measure; none for others), adascale, adamscale, accumulator, linear, sqrt, legw or seesaw.
+        base_batch_size: Batch size that --lr was chosen for; without it the first one [any rate but none].
+        smoothing: Weight of the past in the rate's averages; without it that of the AdaScale paper [adascale,
+            adamscale, accumulator].
+        progress_in: What schedules and budget count: examples, or the gain's scale-invariant progress [adascale,
+            adamscale, accumulator].
+        legw_epochs: Epochs of warm-up at the base batch size [legw].
         momentum: Momentum [sgd].
         weight_decay: Weight decay.
         lr_schedule: constant, cosine, linear or step, over samples.
@@ -99,6 +121,11 @@ class OptimizerOptions:
 
     optimizer: str = "adagrad"
     lr: float = 0.01
+    rate: str = "recommended"
+    base_batch_size: int | None = None
+    smoothing: float | None = None
+    progress_in: Literal["samples", "scale_invariant"] = "scale_invariant"
+    legw_epochs: float = 1.0
     momentum: float = 0.0
     weight_decay: float = 0.0
     lr_schedule: str = "constant"

@@ -20,10 +20,14 @@ from adadagrad.core.errors import InvalidArgument, UnknownName
 from adadagrad.core.protocols import LearningRateSchedule
 from adadagrad.optimizers.adagrad_norm import AdaGradNorm
 from adadagrad.policies import (
+    CABS,
     AugmentedInnerProductTest,
+    BigBatch,
     ConstantBatch,
     CoordinateNormTest,
+    DiveBatch,
     GeometricBatch,
+    GradientNoiseScale,
     InnerProductTest,
     LinearBatch,
     NormTest,
@@ -44,6 +48,10 @@ POLICIES: Mapping[str, Callable[[BatchOptions, PolicyOptions], AbstractPolicy]] 
         quantile=p.quantile if p.reduction == "quantile" else None,
         finite_population=p.finite_population,
     ),
+    "noise-scale": lambda b, p: GradientNoiseScale(fraction=p.fraction, averaging=p.averaging),
+    "cabs": lambda b, p: CABS(scale=p.cabs_scale, loss_offset=p.loss_offset, averaging=p.averaging),
+    "divebatch": lambda b, p: DiveBatch(delta=p.delta),
+    "big-batch": lambda b, p: BigBatch(increment=p.increment, eta=p.eta),
     "constant": lambda b, p: ConstantBatch(b.global_batch_size),
     "staged": lambda b, p: StagedBatch(_given(p.stages, "stages", "--policy staged")),
     "linear": lambda b, p: LinearBatch(
@@ -79,8 +87,10 @@ MODELS: Mapping[str, Callable[[tuple[int, ...], int], nn.Module]] = {"logistic":
 
 
 def make_policy(batch: BatchOptions, options: PolicyOptions) -> AbstractPolicy:
-    """Make the policy that ``--policy`` names, from its parameters among the options."""
-    return find("policy", batch.policy, POLICIES)(batch, options)
+    """Make the policy that ``--policy`` names, other than the recommended, from its parameters among the options."""
+    if batch.policy not in POLICIES:
+        raise UnknownName("policy", batch.policy, ("recommended", *POLICIES))
+    return POLICIES[batch.policy](batch, options)
 
 
 def make_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:

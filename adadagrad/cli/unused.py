@@ -13,28 +13,46 @@ from adadagrad.cli.config import Settings
 from adadagrad.core.errors import InvalidArgument
 
 TESTS = ("norm", "inner-product", "augmented", "coordinate")
+"""The paper's tests."""
+SHRINKING = ("recommended", "noise-scale", "cabs")
+"""Policies under which a batch may shrink."""
+MEASURED = (*TESTS, *SHRINKING, "divebatch", "big-batch")
 """Policies that measure noise."""
+GAINS = ("adascale", "adamscale", "accumulator")
+"""Learning-rate rules that measure noise."""
+RATES = (*GAINS, "linear", "sqrt", "legw", "seesaw")
+"""Learning-rate rules whose base batch can be named."""
 
 READERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "eta": ("policy", ("norm", "coordinate")),
+    "eta": ("policy", ("norm", "coordinate", "big-batch")),
     "theta": ("policy", ("inner-product", "augmented")),
     "nu": ("policy", ("augmented",)),
     "finite_population": ("policy", TESTS),
     "reduction": ("policy", ("coordinate",)),
     "quantile": ("reduction", ("quantile",)),
+    "fraction": ("policy", ("noise-scale",)),
+    "averaging": ("policy", ("noise-scale", "cabs")),
+    "cabs_scale": ("policy", ("cabs",)),
+    "loss_offset": ("policy", ("cabs",)),
+    "delta": ("policy", ("divebatch",)),
     "stages": ("policy", ("staged",)),
     "end_batch_size": ("policy", ("linear", "geometric")),
     "ramp_samples": ("policy", ("linear",)),
-    "increment": ("policy", ("linear",)),
+    "increment": ("policy", ("linear", "big-batch")),
     "factor": ("policy", ("geometric",)),
     "every_samples": ("policy", ("geometric",)),
-    "global_batch_size": ("policy", (*TESTS, "constant", "linear", "geometric")),
-    "max_growth": ("policy", (*TESTS, "staged", "linear", "geometric")),
-    "on_infinite": ("policy", TESTS),
-    "confidence": ("policy", ("norm",)),
-    "measure_every": ("policy", TESTS),
+    "global_batch_size": ("policy", (*MEASURED, "constant", "linear", "geometric")),
+    "min_batch_size": ("policy", SHRINKING),
+    "max_growth": ("policy", (*MEASURED, "staged", "linear", "geometric")),
+    "on_infinite": ("policy", MEASURED),
+    "confidence": ("policy", ("recommended", "norm", "noise-scale", "cabs", "big-batch")),
+    "measure_every": ("policy", MEASURED),
     "max_overhead": ("measure_every", ("auto",)),
-    "max_examples": ("policy", TESTS),
+    "max_examples": ("policy", MEASURED),
+    "base_batch_size": ("rate", RATES),
+    "smoothing": ("rate", GAINS),
+    "progress_in": ("rate", GAINS),
+    "legw_epochs": ("rate", ("legw",)),
     "momentum": ("optimizer", ("sgd",)),
     "warmup_samples": ("lr_schedule", ("cosine", "linear")),
     "lr_floor": ("lr_schedule", ("cosine", "linear")),
@@ -57,6 +75,8 @@ def refuse_unused(settings: Settings, arguments: Sequence[str]) -> None:
     chosen = {name: value for group in asdict(settings).values() for name, value in group.items()}
     for name in typed:
         decider, values = READERS.get(name, ("policy", ()))
+        if name in ("measure_every", "max_examples") and chosen["rate"] in GAINS:
+            continue  # the rate measures, whatever the policy does
         if values and chosen[decider] not in values:
             flag, by = _flag(name), _flag(decider)
             raise InvalidArgument(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from adadagrad.engine.adaptive_batch import AdaptiveBatch
     from adadagrad.engine.step import Step
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
     """What a step has shown.

@@ -14,11 +14,32 @@ from torch.utils.data import TensorDataset
 
 from adadagrad.cli.config import BatchOptions, OptimizerOptions, PolicyOptions
 from adadagrad.cli.data import DataSource
-from adadagrad.cli.names import MODELS, OPTIMIZERS, POLICIES, make_model, make_optimizer, make_policy, make_schedule
+from adadagrad.cli.names import (
+    MODELS,
+    OPTIMIZERS,
+    POLICIES,
+    make_model,
+    make_optimizer,
+    make_policy,
+    make_schedule,
+)
+from adadagrad.cli.rates import RATES, make_rate
 from adadagrad.core.errors import InvalidArgument, UnknownName
 
 OPTIONS = PolicyOptions(
-    eta=0.5, theta=0.3, nu=2.0, stages="0:8 1K:16", end_batch_size=96, ramp_samples=500, increment=32, every_samples=100
+    eta=0.5,
+    theta=0.3,
+    nu=2.0,
+    fraction=0.3,
+    averaging=0.9,
+    cabs_scale=2.0,
+    loss_offset=0.1,
+    delta=0.2,
+    stages="0:8 1K:16",
+    end_batch_size=96,
+    ramp_samples=500,
+    increment=32,
+    every_samples=100,
 )
 
 
@@ -34,6 +55,10 @@ def data(*shape: int) -> DataSource:
         ("inner-product", "InnerProductTest(theta=0.3, finite_population='off')"),
         ("augmented", "AugmentedInnerProductTest(theta=0.3, nu=2.0, finite_population='off')"),
         ("coordinate", "CoordinateNormTest(eta=0.5, reduction='max', quantile=None, finite_population='off')"),
+        ("noise-scale", "GradientNoiseScale(fraction=0.3, averaging=0.9)"),
+        ("cabs", "CABS(scale=2.0, loss_offset=0.1, averaging=0.9)"),
+        ("divebatch", "DiveBatch(delta=0.2)"),
+        ("big-batch", "BigBatch(increment=32, eta=0.5)"),
         ("constant", "ConstantBatch(global_batch_size=32)"),
         ("staged", "StagedBatch(stages=((0, 8), (1000, 16)))"),
         ("linear", "LinearBatch(start=32, end=96, ramp_samples=500, increment=32)"),
@@ -78,6 +103,25 @@ def test_numbers_that_no_optimizer_can_use_are_refused_by_name(name: str, option
     """An infinite learning rate is accepted by torch, and then every step is skipped."""
     with pytest.raises(InvalidArgument, match=f"{option} must be >= 0, got {value}"):
         make_optimizer(nn.Linear(2, 2), replace(OptimizerOptions(optimizer=name), **{option: value}))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("none", "None"),
+        ("adascale", "AdaScale(base_batch_size=8, smoothing=0.9, progress_in='samples')"),
+        ("adamscale", "AdamScale(base_batch_size=8, smoothing=0.9, power=0.5, progress_in='samples')"),
+        ("accumulator", "AccumulatorScale(memory=0.999, base_batch_size=8, smoothing=0.9, progress_in='samples')"),
+        ("linear", "LinearScaling(base_batch_size=8)"),
+        ("sqrt", "SquareRootScaling(base_batch_size=8)"),
+        ("legw", "LEGW(base_warmup_epochs=2.0, base_batch_size=8)"),
+        ("seesaw", "Seesaw(base_batch_size=8)"),
+    ],
+)
+def test_rates(name: str, text: str) -> None:
+    options = OptimizerOptions(rate=name, base_batch_size=8, smoothing=0.9, progress_in="samples", legw_epochs=2.0)
+    assert repr(make_rate(torch.optim.Adam(nn.Linear(2, 2).parameters()), options)) == text
+    assert name in RATES
 
 
 def test_schedules() -> None:
@@ -125,6 +169,10 @@ def test_own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_names_get_the_nearest() -> None:
     with pytest.raises(UnknownName, match="unknown policy 'nrom': did you mean norm"):
         make_policy(BatchOptions(policy="nrom"), PolicyOptions())
+    with pytest.raises(UnknownName, match=r"unknown policy 'recomended': did you mean recommended"):
+        make_policy(BatchOptions(policy="recomended"), PolicyOptions())
+    with pytest.raises(UnknownName, match=r"unknown rate 'adscale': did you mean adascale"):
+        make_rate(torch.optim.Adam(nn.Linear(2, 2).parameters()), OptimizerOptions(rate="adscale"))
     with pytest.raises(UnknownName, match="unknown optimizer 'adagrad_norm': did you mean adagrad-norm"):
         make_optimizer(nn.Linear(2, 2), OptimizerOptions(optimizer="adagrad_norm"))
     with pytest.raises(UnknownName, match="unknown lr-schedule 'cosin': did you mean cosine"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adadagrad.cli.arguments import CompareCommand, TrainCommand, parse, settings_of
-from adadagrad.cli.compare import three_settings
+from adadagrad.cli.compare import compared_settings
 from adadagrad.cli.config import (
     BatchOptions,
     MeasureOptions,
@@ -44,10 +44,11 @@ def test_toml_round_trip(tmp_path: Path, settings: Settings) -> None:
 def test_defaults_then_file_then_flags(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text('[policy]\neta = 1\ntheta = 0.1\n[run]\nseed = 5\n[measure]\nmeasure_every = "auto"\n')
-    command = parse("train", TrainCommand(), ["--config", str(path), "--eta", "0.3", "--max-growth", "2"])
+    flags = ["--policy", "norm", "--eta", "0.3", "--max-growth", "2"]
+    command = parse("train", TrainCommand(), ["--config", str(path), *flags])
     assert command.policy == PolicyOptions(eta=0.3, theta=0.1)
     assert command.run == RunOptions(seed=5)
-    assert command.batch == BatchOptions(max_growth=2.0)
+    assert command.batch == BatchOptions(policy="norm", max_growth=2.0)
     assert command.files.config == path
 
 
@@ -89,20 +90,27 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
         read_settings(tmp_path / "bytes.toml", Settings())
 
 
-def test_the_three_runs_differ_in_their_batch_sizes_alone() -> None:
-    runs = three_settings(CompareCommand())
-    assert list(runs) == ["constant-16", "constant-512", "norm"]
-    sizes = {name: (run.batch.policy, run.batch.global_batch_size) for name, run in runs.items()}
-    assert sizes == {"constant-16": ("constant", 16), "constant-512": ("constant", 512), "norm": ("norm", 16)}
-    batch = BatchOptions()
-    assert len({settings_toml(replace(run, batch=batch)) for run in runs.values()}) == 1
+def test_the_four_runs_differ_in_batch_sizes_and_rates_alone() -> None:
+    runs = compared_settings(parse("compare", CompareCommand(), ["--max-growth", "3", "--min-batch-size", "8"]))
+    assert {name: (run.batch.policy, run.batch.global_batch_size) for name, run in runs.items()} == {
+        "constant-16": ("constant", 16),
+        "constant-512": ("constant", 512),
+        "paper-norm": ("norm", 16),
+        "recommended": ("recommended", 16),
+    }
+    paper = runs["paper-norm"]
+    assert (paper.optimizer.rate, paper.batch.max_growth, paper.batch.min_batch_size) == ("none", None, None)
+    assert (runs["recommended"].optimizer.rate, runs["recommended"].batch.max_growth) == ("recommended", 3.0)
+    batch, rate = BatchOptions(), "none"
+    same = [replace(run, batch=batch, optimizer=replace(run.optimizer, rate=rate)) for run in runs.values()]
+    assert len({settings_toml(run) for run in same}) == 1
 
 
 def test_a_comparison_that_compares_nothing_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="--small-batch-size must be < --large-batch-size, got 64 and 64"):
-        three_settings(parse("compare", CompareCommand(), ["--small-batch-size", "64", "--large-batch-size", "64"]))
+        compared_settings(parse("compare", CompareCommand(), ["--small-batch-size", "64", "--large-batch-size", "64"]))
     with pytest.raises(InvalidArgument, match="--policy constant is in the comparison already"):
-        three_settings(parse("compare", CompareCommand(), ["--policy", "constant"]))
+        compared_settings(parse("compare", CompareCommand(), ["--policy", "constant"]))
 
 
 def test_missing_tyro_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

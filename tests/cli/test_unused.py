@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from adadagrad.cli.arguments import CompareCommand, TrainCommand, parse
 from adadagrad.cli.config import BatchOptions, OptimizerOptions, PolicyOptions
 from adadagrad.cli.names import OPTIMIZERS, POLICIES, SCHEDULES
+from adadagrad.cli.rates import RATES
 from adadagrad.cli.unused import READERS, TESTS
 from adadagrad.core.errors import InvalidArgument
 
@@ -24,13 +26,21 @@ pytest.importorskip("tyro")
     [
         ("--eta 0.3 --policy constant", "--eta is not used with --policy constant: .* --policy norm or coordinate"),
         ("--eta=0.25 --policy augmented", "--eta is not used with --policy augmented"),
-        ("--theta 0.5", "--theta is not used with --policy norm: .* --policy inner-product or augmented"),
+        ("--theta 0.5", "--theta is not used with --policy recommended: .* --policy inner-product or augmented"),
         ("--policy coordinate --quantile 0.5", "--quantile is not used with --reduction max: .* --reduction quantile"),
         ("--policy staged --stages 0:8 --global-batch-size 8", "--global-batch-size is not used with --policy staged"),
-        ("--policy augmented --confidence 0.9", "--confidence is not used with --policy augmented: .* --policy norm"),
+        (
+            "--policy augmented --confidence 0.9",
+            "--confidence is not used with --policy augmented: .* or norm",
+        ),
         ("--policy constant --measure-every 2", "--measure-every is not used with --policy constant"),
         ("--measure-every 2 --max-overhead 0.1", "--max-overhead is not used with --measure-every 2"),
         ("--momentum 0.9", "--momentum is not used with --optimizer adagrad: .* --optimizer sgd"),
+        ("--fraction 0.5", "--fraction is not used with --policy recommended: .* --policy noise-scale"),
+        ("--policy norm --min-batch-size 8", "--min-batch-size is not used with --policy norm"),
+        ("--smoothing 0.9", "--smoothing is not used with --rate recommended: .* --rate adascale or adamscale or"),
+        ("--rate none --base-batch-size 8", "--base-batch-size is not used with --rate none"),
+        ("--rate sqrt --legw-epochs 2", "--legw-epochs is not used with --rate sqrt: .* --rate legw"),
         ("--warmup-samples 10", "--warmup-samples is not used with --lr-schedule constant"),
         ("--samples 100 --epochs 3", "--epochs is not used beside --samples 100"),
     ],
@@ -41,17 +51,25 @@ def test_a_flag_that_changes_nothing_is_refused(arguments: str, message: str) ->
 
 
 def test_compare_is_checked_too() -> None:
-    with pytest.raises(InvalidArgument, match="--nu is not used with --policy norm"):
+    with pytest.raises(InvalidArgument, match="--nu is not used with --policy recommended"):
         parse("compare", CompareCommand(), ["--nu", "3"])
 
 
 @pytest.mark.parametrize(
     "arguments",
-    ["", "--eta 0.3", "--policy coordinate --reduction quantile --quantile 0.5", "--optimizer sgd --momentum 0.9"],
+    [
+        "",
+        "--policy norm --eta 0.3",
+        "--policy coordinate --reduction quantile --quantile 0.5",
+        "--optimizer sgd --momentum 0.9",
+        "--policy constant --rate adascale --measure-every 2 --smoothing 0.9",
+        "--rate linear --base-batch-size 32",
+    ],
 )
 def test_a_flag_that_is_read_is_let_through(arguments: str) -> None:
     command = parse("train", TrainCommand(), arguments.split())
-    assert command.batch.policy == ("coordinate" if "coordinate" in arguments else "norm")
+    named = re.search(r"--policy (\S+)", arguments)
+    assert command.batch.policy == (named[1] if named else "recommended")
 
 
 def test_a_settings_file_may_hold_what_nothing_reads(tmp_path: Path) -> None:
@@ -93,6 +111,13 @@ def test_the_table_says_what_each_optimizer_reads(optimizer: str) -> None:
     assert watched.read == {"lr", "weight_decay"} | _allowed("optimizer", optimizer, OptimizerOptions)
 
 
+@pytest.mark.parametrize("rate", sorted(RATES))
+def test_the_table_says_what_each_rate_reads(rate: str) -> None:
+    watched = _Watched(OptimizerOptions())
+    RATES[rate](torch.optim.Adam(nn.Linear(2, 2).parameters()), watched)  # type: ignore[arg-type]
+    assert watched.read == _allowed("rate", rate, OptimizerOptions)
+
+
 @pytest.mark.parametrize("schedule", sorted(SCHEDULES))
 def test_the_table_says_what_each_schedule_reads(schedule: str) -> None:
     watched = _Watched(OptimizerOptions(lr_milestones="1:0.5"))
@@ -106,5 +131,5 @@ def test_the_help_says_in_brackets_what_the_table_says() -> None:
     assert set(said) == {option.name for option in fields(PolicyOptions)}
     for name, (decider, values) in READERS.items():
         if name in said and decider == "policy":
-            named = TESTS if said[name] == "all tests" else re.findall(r"[a-z-]{5,}|norm", said[name])
+            named = TESTS if said[name] == "all tests" else re.findall(r"[a-z-]{4,}", said[name])
             assert set(named) - {"needed"} == set(values)

@@ -1,0 +1,115 @@
+"""`recommended`: the policy, learning-rate rule and bounds that the study of defaults ended with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from adadagrad.core.checks import check_integer
+from adadagrad.core.errors import InvalidArgument
+from adadagrad.core.settings import Bounds, Measure
+from adadagrad.optimizers.adagrad_norm import AdaGradNorm
+from adadagrad.policies.noise_scale import GradientNoiseScale
+from adadagrad.rates.accumulator import AccumulatorScale
+from adadagrad.rates.adascale import AdaScale
+from adadagrad.rates.base import AbstractRate
+
+FRACTION = 0.2
+"""Share of the noise scale at which the batch is held: it costs about that much more samples than tiny batches."""
+DECAY = 0.95
+"""Of the averages of V and |grad F|^2 over measured steps, for the policy and the rate."""
+GROWTH = 1.05
+"""Largest growth from one step to the next: the batch doubles no faster than the averages that it follows renew."""
+
+
+def recommended(optimizer: torch.optim.Optimizer, *, global_batch_size: int = 64) -> dict[str, Any]:
+    r"""Return the arguments of `AdaptiveBatch` that the study in docs/results.md ended with, to be given with ``**``.
+
+    The batch is held at a fraction of a well-averaged noise scale, never below the first batch, for which the learning
+    rate of the optimizer must have been chosen, and the learning rate follows by the gain: by itself for SGD, and
+    corrected for what the accumulator of an adaptive optimizer remembers for others.
+
+    .. math:: b = c \, \frac{V}{\|\nabla F\|^2}, \qquad E / E_{min} = 1 + c, \qquad S / S_{min} = 1 + 1 / c
+
+    In code: c is `FRACTION`; E and S are examples and steps to a given loss.
+
+    When to use it, and where it was seen to fail: docs/how-to-choose.md.
+
+    Args:
+        optimizer: The optimizer that will be trained with; its type decides on the rule.
+        global_batch_size: First and smallest batch, for which the learning rate was chosen, >= 2 [examples].
+
+    Returns:
+        ``global_batch_size``, ``min_batch_size``, ``policy``, ``rate``, ``bounds`` and ``measure``.
+
+    Raises:
+        InvalidArgument: `optimizer` is no torch optimizer, or `global_batch_size` no integer >= 2.
+
+    Source: this project, benchmarks/defaults.py; the two equations are those of McCandlish, Kaplan, Amodei (2018),
+        arXiv 1812.06162 (from memory, unverified (high)).
+
+    Example:
+        >>> model = torch.nn.Linear(4, 1)
+        >>> recommended(torch.optim.SGD(model.parameters(), lr=0.1))["policy"]
+        GradientNoiseScale(fraction=0.2, averaging=0.95)
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise InvalidArgument(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    check_integer(2, global_batch_size=global_batch_size)
+    return {
+        "global_batch_size": global_batch_size,
+        "min_batch_size": global_batch_size,
+        "policy": GradientNoiseScale(fraction=FRACTION, averaging=DECAY),
+        "rate": recommended_rate(optimizer),
+        "bounds": Bounds(max_growth=GROWTH),
+        "measure": Measure(),
+    }
+
+
+def recommended_rate(optimizer: torch.optim.Optimizer) -> AbstractRate:
+    """Return the learning-rate rule that goes with an optimizer, in samples.
+
+    Args:
+        optimizer: The optimizer.
+
+    Returns:
+        `AccumulatorScale` where it divides by an accumulator of squared gradients, `AdaScale` otherwise.
+    """
+    memory = _memory(optimizer)
+    if memory is None:
+        return AdaScale(smoothing=DECAY, progress_in="samples")
+    return AccumulatorScale(memory, smoothing=DECAY, progress_in="samples")
+
+
+def accumulator_memory(optimizer: torch.optim.Optimizer) -> float:
+    """Return how an optimizer's accumulator of squared gradients forgets, for `AccumulatorScale`.
+
+    Args:
+        optimizer: One with an accumulator.
+
+    Returns:
+        1 for a sum, else the decay of the average.
+
+    Raises:
+        InvalidArgument: It has none, as far as is known.
+    """
+    memory = _memory(optimizer)
+    if memory is None:
+        raise InvalidArgument(
+            f"rate accumulator needs an optimizer that divides by an accumulator of squared gradients, and "
+            f"{type(optimizer).__name__} is not known as one: choose adascale, or give AccumulatorScale its memory"
+        )
+    return memory
+
+
+def _memory(optimizer: torch.optim.Optimizer) -> float | None:
+    """Return beta_2, alpha or 1, read off the first group; None for an optimizer without an accumulator."""
+    if isinstance(optimizer, torch.optim.Adagrad | AdaGradNorm):
+        return 1.0
+    group = optimizer.param_groups[0]
+    if isinstance(optimizer, torch.optim.RMSprop):
+        return float(group["alpha"])
+    if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW | torch.optim.NAdam | torch.optim.RAdam):
+        return float(group["betas"][1])
+    return None
