@@ -1,17 +1,22 @@
 """What chooses the batch size of a run in `benchmarks.runs`, by name.
 
-A method's name is a word and numbers, ``"constant 64"`` or ``"norm 0.5"``, so that it can be written in a file's name
-and sent to another process. A new one is a function here and a row in `METHODS`: processes that train import this file.
+A method's name is a word and numbers, ``"constant 64"`` or ``"noise-gain 0.5"``, so that it can be written in a file's
+name and sent to another process. A new one is a function here and a row in `METHODS`: processes that train import this
+file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import adadagrad as ada
 from adadagrad.core.errors import InvalidArgument, UnknownName
 from benchmarks.tasks import Task
+
+MEMORY = {"sgd": 0.0, "adagrad": 1.0, "adamw": 0.999}
+"""How each optimizer's accumulator of squared gradients forgets; SGD has none."""
 
 
 def constant(task: Task, optimizer: str, size: float) -> dict[str, Any]:
@@ -24,7 +29,50 @@ def norm(task: Task, optimizer: str, eta: float) -> dict[str, Any]:
     return {"policy": ada.NormTest(eta=eta), "global_batch_size": task.base_batch_size}
 
 
-METHODS: dict[str, Callable[..., dict[str, Any]]] = {"constant": constant, "norm": norm}
+def paper(task: Task, optimizer: str, eta: float) -> dict[str, Any]:
+    """Return the settings of the norm test as in the paper: every step measured whole, growth without limit."""
+    measure = ada.Measure(every=1, max_examples=None)
+    return {**norm(task, optimizer, eta), "measure": measure, "bounds": ada.Bounds.paper()}
+
+
+def noise(
+    rule: str,
+    task: Task,
+    optimizer: str,
+    fraction: float,
+    growth: float = 1.1,
+    decay: float = 0.95,
+    overhead: float = 0.2,
+) -> dict[str, Any]:
+    """Return the settings of a batch at a fraction of the noise scale, with one of `RULES` for the learning rate."""
+    return {
+        "policy": ada.GradientNoiseScale(fraction=fraction, averaging=decay),
+        "rate": RULES[rule](optimizer, decay),
+        "global_batch_size": task.base_batch_size,
+        "min_batch_size": task.base_batch_size,
+        "bounds": ada.Bounds(max_growth=growth),
+        "measure": ada.Measure(max_overhead=overhead),
+    }
+
+
+RULES: dict[str, Callable[[str, float], Any]] = {
+    "none": lambda optimizer, decay: None,
+    "sqrt": lambda optimizer, decay: ada.SquareRootScaling(),
+    "linear": lambda optimizer, decay: ada.LinearScaling(),
+    "gain": lambda optimizer, decay: ada.AdaScale(smoothing=decay, progress_in="samples"),
+    "root-gain": lambda optimizer, decay: ada.AdamScale(smoothing=decay, progress_in="samples"),
+    "accumulator": lambda optimizer, decay: ada.AccumulatorScale(
+        MEMORY[optimizer], smoothing=decay, progress_in="samples"
+    ),
+}
+"""Learning-rate rules, read in samples so that all runs end at the same number of them."""
+
+METHODS: dict[str, Callable[..., dict[str, Any]]] = {
+    "constant": constant,
+    "norm": norm,
+    "paper": paper,
+    **{f"noise-{rule}": partial(noise, rule) for rule in RULES},
+}
 """Each takes task, optimizer's name and the numbers of a method's name, and returns arguments of `AdaptiveBatch`."""
 
 
