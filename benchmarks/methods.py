@@ -11,9 +11,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
+
 import adadagrad as ada
 from adadagrad.core.errors import InvalidArgument, UnknownName
-from benchmarks.tasks import Task
+from benchmarks.tasks import OPTIMIZERS, Task
 
 MEMORY = {"sgd": 0.0, "adagrad": 1.0, "adamw": 0.999}
 """How each optimizer's accumulator of squared gradients forgets; SGD has none."""
@@ -33,6 +35,12 @@ def paper(task: Task, optimizer: str, eta: float) -> dict[str, Any]:
     """Return the settings of the norm test as in the paper: every step measured whole, growth without limit."""
     measure = ada.Measure(every=1, max_examples=None)
     return {**norm(task, optimizer, eta), "measure": measure, "bounds": ada.Bounds.paper()}
+
+
+def recommended(task: Task, optimizer: str) -> dict[str, Any]:
+    """Return what the library recommends for the optimizer, from the task's base batch."""
+    example = OPTIMIZERS[optimizer]([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    return ada.recommended(example, global_batch_size=task.base_batch_size)
 
 
 def noise(
@@ -71,6 +79,7 @@ METHODS: dict[str, Callable[..., dict[str, Any]]] = {
     "constant": constant,
     "norm": norm,
     "paper": paper,
+    "recommended": recommended,
     **{f"noise-{rule}": partial(noise, rule) for rule in RULES},
 }
 """Each takes task, optimizer's name and the numbers of a method's name, and returns arguments of `AdaptiveBatch`."""
