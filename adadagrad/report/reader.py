@@ -170,6 +170,9 @@ def _step_row(record: Mapping[str, Any]) -> StepRow:
         measure_seconds=_optional(record, "measure_seconds"),
         requested_low=_optional(record, "requested_low"),
         requested_high=_optional(record, "requested_high"),
+        grad_norm_sq=_of_this_step(record, "grad_norm_sq"),
+        variance_trace=_of_this_step(record, "variance_trace"),
+        inner_product_variance=_optional(record, "inner_product_variance"),
         reason=str(record.get("reason", "")),
     )
 
@@ -187,6 +190,12 @@ def _optional(record: Mapping[str, Any], key: str) -> float | None:
     """A number, None where it is absent or null; float() reads the strings that stand for NaN and infinity."""
     value = record.get(key)
     return None if value is None else float(value)
+
+
+def _of_this_step(record: Mapping[str, Any], key: str) -> float | None:
+    """A statistic of the step alone: where the policy was given an average over steps, the log holds both."""
+    own = _optional(record, f"step_{key}")
+    return _optional(record, key) if own is None else own
 
 
 def _is_number(value: object) -> bool:

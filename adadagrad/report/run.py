@@ -26,6 +26,9 @@ class StepRow:
         measure_seconds: Time spent measuring so far.
         requested_low: Lower end of what the policy might have asked for, None where it is not known.
         requested_high: Upper end; may be infinite.
+        grad_norm_sq: s, squared norm of this step's gradient, None on a step that was not measured [grad^2].
+        variance_trace: V of this step [grad^2].
+        inner_product_variance: V_p of this step [grad^4], None where it was not measured.
         reason: What happened to the batch size.
     """
 
@@ -41,6 +44,9 @@ class StepRow:
     measure_seconds: float | None = None
     requested_low: float | None = None
     requested_high: float | None = None
+    grad_norm_sq: float | None = None
+    variance_trace: float | None = None
+    inner_product_variance: float | None = None
     reason: str = ""
 
 
