@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from adadagrad.core.errors import MissingExtra
+from adadagrad.report.answers import answers
 from adadagrad.report.plots import plots
 from adadagrad.report.run import Run
 from adadagrad.report.style import DARK, LIGHT
@@ -36,6 +37,7 @@ def report_html(runs: Sequence[Run], title: str | None = None) -> str:
     return environment.from_string(source).render(
         title=title or _title(runs),
         facts=_facts(runs),
+        answers=[(run.name, found) for run in runs if (found := answers(run)) is not None],
         table=comparison_table(runs),
         figures=[(plot, plot.svg()) for plot in plots(runs)],
         runs=[(run, _settings(run)) for run in runs],

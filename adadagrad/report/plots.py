@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from adadagrad.report.band import READING, draw_band, has_band
+from adadagrad.report.noise_plot import READING as NOISE_READING
+from adadagrad.report.noise_plot import TITLE as NOISE_TITLE
+from adadagrad.report.noise_plot import draw_noise, has_noise
 from adadagrad.report.run import LogRow, Run, accuracy_metric, metric_title
 from adadagrad.report.style import (
     INK,
@@ -81,6 +84,8 @@ def plots(runs: Sequence[Run]) -> list[Plot]:
                 draw=lambda: _test_sides(runs),
             )
         )
+    if any(has_noise(run) for run in runs):
+        found.append(Plot(name="noise-scale", title=NOISE_TITLE, reading=NOISE_READING, draw=lambda: draw_noise(runs)))
     return found
 
 
