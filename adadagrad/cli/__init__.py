@@ -1,4 +1,4 @@
-"""The command line: ``adadagrad train``, ``compare`` and ``report``."""
+"""The command line: ``adadagrad train``, ``compare``, ``measure`` and ``report``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from adadagrad.core.errors import AdadagradError, UnknownName
 COMMANDS = {
     "train": "train one model with an adaptive batch size",
     "compare": "train it with a small, a large and an adaptive batch size, and compare",
+    "measure": "say which batch size to use, from the noise of the gradient",
     "report": "print the table and write the page of runs that are there",
 }
 
@@ -27,6 +28,7 @@ USAGE = "\n".join([
     "examples:",
     "  adadagrad compare --data digits",
     "  adadagrad train --data mnist:path/to/mnist --model cnn --policy norm --eta 0.25 --epochs 5",
+    "  adadagrad measure --data my_package.my_module:make_data --model my_package.my_module:make_model",
     "  adadagrad report runs/train-001 runs/train-002 -o report.html",
     "",
     "adadagrad COMMAND --help lists a command's options; adadagrad --version prints the version.",

@@ -23,6 +23,7 @@ from adadagrad.core.errors import InvalidArgument, MissingExtra
 
 CONFIG_NAME = "config.toml"
 Command = TypeVar("Command", "TrainCommand", "CompareCommand")
+Choices = TypeVar("Choices")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,23 +120,36 @@ def parse(name: str, default: Command, arguments: Sequence[str]) -> Command:
         MissingExtra: tyro is not installed.
         InvalidArgument: A flag is not read beside the other choices, or there is no run to resume.
     """
-    try:
-        import tyro
-    except ImportError as error:
-        raise MissingExtra("tyro", "cli") from error
-
-    def read(base: Command) -> Command:
-        markers: Any = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
-        return tyro.cli(type(base), prog=f"adadagrad {name}", args=list(arguments), default=base, config=markers)
-
-    command = read(default)
+    command = read_flags(name, default, arguments)
     path = _settings_file(command)
     if path is not None:
         filed = read_settings(path, settings_of(default))
         groups = {group.name: getattr(filed, group.name) for group in dataclasses.fields(filed)}
-        command = read(dataclasses.replace(default, **groups))
+        command = read_flags(name, dataclasses.replace(default, **groups), arguments)
     refuse_unused(settings_of(command), arguments)
     return command
+
+
+def read_flags(name: str, default: Choices, arguments: Sequence[str]) -> Choices:
+    """Read flags over the values that hold without them.
+
+    Args:
+        name: The command's name, for its help.
+        default: A record of records, whose fields are the flags.
+        arguments: What follows the command's name.
+
+    Returns:
+        The same kind of record; the process ends here for ``--help`` and for a flag that does not exist.
+
+    Raises:
+        MissingExtra: tyro is not installed.
+    """
+    try:
+        import tyro
+    except ImportError as error:
+        raise MissingExtra("tyro", "cli") from error
+    markers: Any = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
+    return tyro.cli(type(default), prog=f"adadagrad {name}", args=list(arguments), default=default, config=markers)
 
 
 def _settings_file(command: TrainCommand | CompareCommand) -> Path | None:

@@ -21,13 +21,16 @@ from adadagrad.engine.recommended import recommended, recommended_rate
 from adadagrad.policies.base import AbstractPolicy
 
 
-def make_engine(settings: Settings, data: DataSource, directory: Path | None) -> AdaptiveBatch:
+def make_engine(
+    settings: Settings, data: DataSource, directory: Path | None, policy: AbstractPolicy | None = None
+) -> AdaptiveBatch:
     """Build model, optimizer, policy and engine; seeds torch's global random state first.
 
     Args:
         settings: All choices.
         data: The data that they name.
         directory: Where the log goes; None for no log.
+        policy: In place of the one that the settings name.
 
     Returns:
         The engine before its first step.
@@ -43,7 +46,8 @@ def make_engine(settings: Settings, data: DataSource, directory: Path | None) ->
     model = _moved(make_model(settings.problem.model, data), run.device)
     check_fit(model, settings.problem.model, data)
     optimizer = make_optimizer(model, chosen)
-    policy, min_batch_size, bounds = _choice(settings, optimizer)
+    named, min_batch_size, bounds = _choice(settings, optimizer)
+    policy = named if policy is None else policy
     if chosen.rate == "recommended":
         rate = recommended_rate(optimizer) if policy.needs else None
     else:

@@ -76,7 +76,7 @@ def train(settings: Settings, data: DataSource, directory: Path, *, resume: bool
             the run to be continued was begun with.
     """
     check_integer(1, evaluations=settings.run.evaluations, checkpoints=settings.run.checkpoints)
-    with _threads(settings):
+    with threads_of(settings):
         engine = make_engine(settings, data, directory)
         checkpoint = directory / CHECKPOINT_NAME
         if resume:
@@ -89,7 +89,7 @@ def train(settings: Settings, data: DataSource, directory: Path, *, resume: bool
         evaluate = Evaluator(data.held_out, data.split, total, settings.run.evaluations)
         saves = settings.run.checkpoints
         progress = progress_display(directory.name, total, engine.samples_seen)
-        with closing(progress), Interrupt() as interrupt, _own_code(settings):
+        with closing(progress), Interrupt() as interrupt, users_code(settings):
             for step in engine:
                 before = step.samples_seen
                 step.run(lambda batch: F.cross_entropy(model(batch[0]), batch[1]))
@@ -108,7 +108,7 @@ def train(settings: Settings, data: DataSource, directory: Path, *, resume: bool
         return engine.samples_seen >= total
 
 
-def _own_code(settings: Settings) -> AbstractContextManager[None]:
+def users_code(settings: Settings) -> AbstractContextManager[None]:
     """Blame the user's data or model for what is raised while training; nobody where both are ours."""
     named = [
         f"--{flag} {spec}"
@@ -137,7 +137,7 @@ def show_results(runs: Sequence[Path], report: Path) -> None:
 
 
 @contextmanager
-def _threads(settings: Settings) -> Iterator[None]:
+def threads_of(settings: Settings) -> Iterator[None]:
     """Train with the chosen number of CPU threads, and give the old number back afterwards.
 
     Sharing out small matrices costs more than it saves, and twenty times as much where cores are shared.

@@ -179,7 +179,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str], arguments: list[st
     assert text in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["train", "compare", "report"])
+@pytest.mark.parametrize("command", ["train", "compare", "measure", "report"])
 def test_help_of_each_command(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
@@ -187,7 +187,8 @@ def test_help_of_each_command(capsys: pytest.CaptureFixture[str], command: str) 
     text = capsys.readouterr().out
     assert f"usage: adadagrad {command}" in text
     if command != "report":
-        for flag in ("--data", "--model", "--policy", "--eta", "--lr", "--seed", "--out", "--config"):
+        own = ("--checkpoint", "--samples") if command == "measure" else ("--policy", "--eta")
+        for flag in ("--data", "--model", "--lr", "--seed", "--out", "--config", *own):
             assert flag in text
 
 
