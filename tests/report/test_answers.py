@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +133,10 @@ def test_the_page_has_the_answers_of_each_such_run(tmp_path: Path) -> None:
     assert text.count("<table>") == 4
     assert "Which batch size: b</h2>" in report_html(read_runs([*paths, tmp_path / "other"]))
     assert "Which batch size" not in report_html(read_runs([tmp_path / "other"]))
+
+
+def test_changes_lie_in_their_intervals(tmp_path: Path) -> None:
+    for cells in found(watched(tmp_path / "run", [64.0] * 8, wobble=0.9)).changes.cells:
+        for cell in cells[1:]:
+            value, low, high = (float(number) for number in re.findall(r"\d+\.\d+", cell))
+            assert low < value < high
