@@ -21,9 +21,9 @@ THETA, NU = 0.9, 5.84
 FACTORS = (2, 4, 8)
 
 LIMITS = (
-    "Intervals hold the truth in 95 of 100 cases. Steps and samples are a rule of thumb (McCandlish et al. 2018): they "
-    "assume the best learning rate at each batch size, which grows with it, and data that do not run out. Adaptive "
-    "optimizers and language models often bear larger batches."
+    "Intervals hold the truth in about 95 of 100 cases. Steps and samples are a rule of thumb (McCandlish et al. "
+    "2018): they assume the best learning rate at each batch size, which grows with it, and data that do not run out. "
+    "Adaptive optimizers and language models often bear larger batches."
 )
 """What the reader should know of all of it."""
 
