@@ -17,7 +17,7 @@ from adadagrad.cli.rates import make_rate
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.settings import Bounds, Measure
 from adadagrad.engine import AdaptiveBatch
-from adadagrad.engine.recommended import recommended, recommended_rate
+from adadagrad.engine.recommended import recommended
 from adadagrad.policies.base import AbstractPolicy
 
 
@@ -49,7 +49,7 @@ def make_engine(
     named, min_batch_size, bounds = _choice(settings, optimizer)
     policy = named if policy is None else policy
     if chosen.rate == "recommended":
-        rate = recommended_rate(optimizer) if policy.needs else None
+        rate = recommended(optimizer)["rate"] if policy.needs else None
     else:
         rate = make_rate(optimizer, chosen)
     budget: dict[str, Any] = {"epochs": run.epochs} if run.samples is None else {"total_samples": run.samples}

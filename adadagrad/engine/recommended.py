@@ -11,33 +11,36 @@ from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.settings import Bounds, Measure
 from adadagrad.optimizers.adagrad_norm import AdaGradNorm
 from adadagrad.policies.noise_scale import GradientNoiseScale
-from adadagrad.rates.accumulator import AccumulatorScale
-from adadagrad.rates.adascale import AdaScale
-from adadagrad.rates.base import AbstractRate
+from adadagrad.rates.power import LinearScaling
 
-FRACTION = 0.2
-"""Share of the noise scale at which the batch is held: it costs about that much more samples than tiny batches."""
+FRACTION = 1.0
+"""Share of the noise scale at which the batch is held."""
 DECAY = 0.95
 """Of the averages of V and |grad F|^2 over measured steps, for the policy and the rate."""
-GROWTH = 1.05
-"""Largest growth from one step to the next: the batch doubles no faster than the averages that it follows renew."""
+GROWTH = 1.1
+"""Largest growth from one measured step to the next, so that a lull in the averages does not make a huge batch."""
+OVERHEAD = 0.1
+"""Largest average share of a step's cost that measuring may take: averages of few measurements follow late."""
 
 
 def recommended(optimizer: torch.optim.Optimizer, *, global_batch_size: int = 64) -> dict[str, Any]:
     r"""Return the arguments of `AdaptiveBatch` that the study in docs/results.md ended with, to be given with ``**``.
 
-    The batch is held at a fraction of a well-averaged noise scale, never below the first batch, for which the learning
-    rate of the optimizer must have been chosen, and the learning rate follows by the gain: by itself for SGD, and
-    corrected for what the accumulator of an adaptive optimizer remembers for others.
+    The batch is held at a well-averaged noise scale, the point of diminishing returns, never below the first batch, for
+    which the learning rate of the optimizer must have been chosen; and the learning rate follows the batch linearly.
 
-    .. math:: b = c \, \frac{V}{\|\nabla F\|^2}, \qquad E / E_{min} = 1 + c, \qquad S / S_{min} = 1 + 1 / c
+    .. math:: b = c \, \frac{V}{\|\nabla F\|^2}, \qquad lr = lr_0 \, \frac{b}{b_0}
 
-    In code: c is `FRACTION`; E and S are examples and steps to a given loss.
+    In code: c is `FRACTION`. The two limit each other. Where SGD hovers about a minimum at the rate lr, its own noise
+    leaves |grad F|^2 = lr h V / (2 b), with h the curvature averaged over the noise (a quadratic, small lr h; derived).
+    So b <= c V / |grad F|^2 says lr h <= 2 c: the batch, and with it the rate, stops growing where linear scaling would
+    become unstable. As long as it is stable, linear scaling keeps what a pass through the data does: the same sum of
+    learning rates, and the same ratio of rate to batch, which sets the noise.
 
     When to use it, and where it was seen to fail: docs/how-to-choose.md.
 
     Args:
-        optimizer: The optimizer that will be trained with; its type decides on the rule.
+        optimizer: The optimizer that will be trained with. The choice is the same for all that were studied.
         global_batch_size: First and smallest batch, for which the learning rate was chosen, >= 2 [examples].
 
     Returns:
@@ -46,13 +49,13 @@ def recommended(optimizer: torch.optim.Optimizer, *, global_batch_size: int = 64
     Raises:
         InvalidArgument: `optimizer` is no torch optimizer, or `global_batch_size` no integer >= 2.
 
-    Source: this project, benchmarks/defaults.py; the two equations are those of McCandlish, Kaplan, Amodei (2018),
-        arXiv 1812.06162 (from memory, unverified (high)).
+    Source: this project, benchmarks/defaults.py; that b = B_noise is the point of diminishing returns is from
+        McCandlish, Kaplan, Amodei (2018), arXiv 1812.06162 (from memory, unverified (high)).
 
     Example:
         >>> model = torch.nn.Linear(4, 1)
         >>> recommended(torch.optim.SGD(model.parameters(), lr=0.1))["policy"]
-        GradientNoiseScale(fraction=0.2, averaging=0.95)
+        GradientNoiseScale(fraction=1.0, averaging=0.95)
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise InvalidArgument(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
@@ -61,25 +64,10 @@ def recommended(optimizer: torch.optim.Optimizer, *, global_batch_size: int = 64
         "global_batch_size": global_batch_size,
         "min_batch_size": global_batch_size,
         "policy": GradientNoiseScale(fraction=FRACTION, averaging=DECAY),
-        "rate": recommended_rate(optimizer),
+        "rate": LinearScaling(),
         "bounds": Bounds(max_growth=GROWTH),
-        "measure": Measure(),
+        "measure": Measure(max_overhead=OVERHEAD),
     }
-
-
-def recommended_rate(optimizer: torch.optim.Optimizer) -> AbstractRate:
-    """Return the learning-rate rule that goes with an optimizer, in samples.
-
-    Args:
-        optimizer: The optimizer.
-
-    Returns:
-        `AccumulatorScale` where it divides by an accumulator of squared gradients, `AdaScale` otherwise.
-    """
-    memory = _memory(optimizer)
-    if memory is None:
-        return AdaScale(smoothing=DECAY, progress_in="samples")
-    return AccumulatorScale(memory, smoothing=DECAY, progress_in="samples")
 
 
 def accumulator_memory(optimizer: torch.optim.Optimizer) -> float:

@@ -10,7 +10,7 @@ from torch import nn
 
 import adadagrad as ada
 from adadagrad.core.errors import InvalidArgument
-from adadagrad.engine.recommended import DECAY, FRACTION, GROWTH, accumulator_memory, recommended_rate
+from adadagrad.engine.recommended import DECAY, FRACTION, GROWTH, OVERHEAD, accumulator_memory
 from tests.engine.cases import make_data, make_model, mean_loss, train
 
 OPTIMIZERS: dict[str, tuple[Any, float | None]] = {
@@ -38,10 +38,11 @@ def test_it_fits_the_optimizer(name: str) -> None:
     optimizer = OPTIMIZERS[name][0](nn.Linear(2, 2).parameters())
     memory = OPTIMIZERS[name][1]
     choice = ada.recommended(optimizer, global_batch_size=32)
-    assert choice["rate"] == recommended_rate(optimizer)
+    assert choice["rate"] == ada.LinearScaling()
     assert choice["policy"] == ada.GradientNoiseScale(fraction=FRACTION, averaging=DECAY)
     assert (choice["global_batch_size"], choice["min_batch_size"]) == (32, 32)
     assert choice["bounds"].max_growth == GROWTH
+    assert choice["measure"] == ada.Measure(max_overhead=OVERHEAD)
     if memory is None:
         with pytest.raises(InvalidArgument, match="accumulator of squared gradients, and SGD is not known as one"):
             accumulator_memory(optimizer)
