@@ -22,6 +22,8 @@ from adadagrad.cli.unused import refuse_unused
 from adadagrad.core.errors import InvalidArgument, MissingExtra
 
 CONFIG_NAME = "config.toml"
+PAPER_OPTIONS = ("eta", "finite_population", "measure_every", "max_examples")
+"""What the paper's run of a comparison reads, beside whatever policy it is compared with."""
 Command = TypeVar("Command", "TrainCommand", "CompareCommand")
 Choices = TypeVar("Choices")
 
@@ -126,7 +128,7 @@ def parse(name: str, default: Command, arguments: Sequence[str]) -> Command:
         filed = read_settings(path, settings_of(default))
         groups = {group.name: getattr(filed, group.name) for group in dataclasses.fields(filed)}
         command = read_flags(name, dataclasses.replace(default, **groups), arguments)
-    refuse_unused(settings_of(command), arguments)
+    refuse_unused(settings_of(command), arguments, also=PAPER_OPTIONS if isinstance(command, CompareCommand) else ())
     return command
 
 

@@ -17,7 +17,7 @@ from adadagrad.cli.rates import make_rate
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.settings import Bounds, Measure
 from adadagrad.engine import AdaptiveBatch
-from adadagrad.engine.recommended import recommended
+from adadagrad.engine.recommended import OVERHEAD, recommended
 from adadagrad.policies.base import AbstractPolicy
 
 
@@ -64,7 +64,7 @@ def make_engine(
         micro_batch_size=batch.micro_batch_size,
         measure=Measure(
             every=measure.measure_every,
-            max_overhead=measure.max_overhead,
+            max_overhead=_overhead(settings),
             max_examples=None if measure.max_examples == "all" else measure.max_examples,
         )
         if policy.needs or (rate is not None and rate.needs)
@@ -96,6 +96,14 @@ def _choice(settings: Settings, optimizer: torch.optim.Optimizer) -> tuple[Abstr
     if batch.max_growth is None:
         bounds = replace(bounds, max_growth=choice["bounds"].max_growth)
     return choice["policy"], smallest, bounds
+
+
+def _overhead(settings: Settings) -> float:
+    """Return what measuring may take, where nothing is given by the policy."""
+    given = settings.measure.max_overhead
+    if given is not None:
+        return given
+    return OVERHEAD if settings.batch.policy == "recommended" else Measure().max_overhead
 
 
 def _moved(model: nn.Module, device: str) -> nn.Module:

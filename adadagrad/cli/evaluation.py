@@ -29,12 +29,12 @@ class Evaluator:
         self._data = data
         self._total, self._times = total_samples, times
 
-    def is_due(self, before: int, after: int) -> bool:
+    def is_due(self, before: float, after: float) -> bool:
         """Say whether an evaluation falls on the step that just ended; the last step has one always.
 
         Args:
-            before: Samples seen before the step.
-            after: Samples seen after it.
+            before: Progress before the step, in examples.
+            after: Progress after it.
 
         Returns:
             Whether one of the evenly spaced marks lies in it.

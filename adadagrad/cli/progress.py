@@ -22,15 +22,16 @@ class AbstractProgress(ABC):
     Args:
         name: The run's name.
         total_samples: The run's budget.
-        samples_seen: Where it starts, more than 0 for a resumed run.
+        progress: Where it starts, in examples; more than 0 for a resumed run.
     """
 
     interval: float = 0.1
     """Seconds between two updates of the display."""
 
-    def __init__(self, name: str, total_samples: int, samples_seen: int = 0) -> None:
+    def __init__(self, name: str, total_samples: int, progress: float = 0) -> None:
         self.name, self.total_samples = name, total_samples
-        self._first, self._started = samples_seen, time.monotonic()
+        self._first, self._started = progress, time.monotonic()
+        self._samples: int | None = None
         self._shown = -math.inf
         self._evaluating = 0.0
         self._noise_scale: float | None = None
@@ -42,12 +43,14 @@ class AbstractProgress(ABC):
         Args:
             decision: What `update` returned.
         """
+        if self._samples is None:
+            self._samples = decision.samples_seen - decision.plan.global_batch_size
         if decision.observation.gradient is not None:
             self._noise_scale = decision.observation.gradient.noise_scale
         now = time.monotonic()
-        if now - self._shown >= self.interval or decision.samples_seen >= self.total_samples:
+        if now - self._shown >= self.interval or decision.progress >= self.total_samples:
             self._shown = now
-            self.show(decision.samples_seen, self._parts(decision, now))
+            self.show(min(decision.progress, self.total_samples), self._parts(decision, now))
 
     def evaluated(self, metrics: dict[str, float], seconds: float) -> None:
         """Take in an evaluation; before the step that it follows, so that the step's line shows it.
@@ -60,7 +63,7 @@ class AbstractProgress(ABC):
         self._metric = f"acc {next(iter(metrics.values())):.3f}"
 
     @abstractmethod
-    def show(self, samples_seen: int, parts: list[str]) -> None:
+    def show(self, progress: float, parts: list[str]) -> None:
         """Display what is known, in parts such as ``"batch    64"``."""
 
     @abstractmethod
@@ -68,9 +71,9 @@ class AbstractProgress(ABC):
         """End the display; what it showed last stays."""
 
     def _parts(self, decision: Decision, now: float) -> list[str]:
-        done, elapsed = decision.samples_seen - self._first, max(now - self._started, 1e-9)
-        rate = done / max(elapsed - self._evaluating, 1e-9)
-        left = (self.total_samples - decision.samples_seen) * elapsed / done if done > 0 else math.inf
+        done, elapsed = decision.progress - self._first, max(now - self._started, 1e-9)
+        rate = (decision.samples_seen - (self._samples or 0)) / max(elapsed - self._evaluating, 1e-9)
+        left = (self.total_samples - decision.progress) * elapsed / done if done > 0 else math.inf
         noise = "-" if self._noise_scale is None else f"{self._noise_scale:,.0f}"
         loss = decision.observation.loss
         return [
@@ -89,14 +92,14 @@ class LiveProgress(AbstractProgress):
     Args:
         name: The run's name.
         total_samples: The run's budget.
-        samples_seen: Where it starts.
+        progress: Where it starts.
 
     Raises:
         MissingExtra: rich is not installed.
     """
 
-    def __init__(self, name: str, total_samples: int, samples_seen: int = 0) -> None:
-        super().__init__(name, total_samples, samples_seen)
+    def __init__(self, name: str, total_samples: int, progress: float = 0) -> None:
+        super().__init__(name, total_samples, progress)
         try:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
@@ -115,13 +118,13 @@ class LiveProgress(AbstractProgress):
             columns.insert(1, BarColumn(bar_width=10))
         self._room = console.width - len(f"{title} 100% ")
         self._progress = Progress(*columns, console=console, auto_refresh=False)
-        self._task = self._progress.add_task("", total=total_samples, completed=samples_seen, name=title)
+        self._task = self._progress.add_task("", total=total_samples, completed=int(progress), name=title)
         self._progress.start()
 
-    def show(self, samples_seen: int, parts: list[str]) -> None:
+    def show(self, progress: float, parts: list[str]) -> None:
         """Redraw the line."""
         text = "  ".join(parts) if self._wide else fold(parts, self._room)
-        self._progress.update(self._task, completed=samples_seen, description=text, refresh=True)
+        self._progress.update(self._task, completed=progress, description=text, refresh=True)
 
     def close(self) -> None:
         """Leave the last line on the screen."""
@@ -134,38 +137,38 @@ class PlainProgress(AbstractProgress):
     Args:
         name: The run's name.
         total_samples: The run's budget.
-        samples_seen: Where it starts.
+        progress: Where it starts.
         stream: Where lines go; None is standard error.
     """
 
-    def __init__(self, name: str, total_samples: int, samples_seen: int = 0, stream: TextIO | None = None) -> None:
-        super().__init__(name, total_samples, samples_seen)
+    def __init__(self, name: str, total_samples: int, progress: float = 0, stream: TextIO | None = None) -> None:
+        super().__init__(name, total_samples, progress)
         self._stream = stream
-        self._quarter = 4 * samples_seen // total_samples
+        self._quarter = 4 * progress // total_samples
         self._printed = time.monotonic()
 
-    def show(self, samples_seen: int, parts: list[str]) -> None:
+    def show(self, progress: float, parts: list[str]) -> None:
         """Print the line if it is time."""
-        quarter, now = 4 * samples_seen // self.total_samples, time.monotonic()
+        quarter, now = 4 * progress // self.total_samples, time.monotonic()
         if quarter > self._quarter or now - self._printed >= 30:
             self._quarter, self._printed = quarter, now
-            percent = math.floor(100 * samples_seen / self.total_samples)
+            percent = math.floor(100 * progress / self.total_samples)
             print(f"{self.name:<12} {percent:>3}%  {'  '.join(parts)}", file=self._stream or sys.stderr, flush=True)
 
     def close(self) -> None:
         """Nothing to end."""
 
 
-def progress_display(name: str, total_samples: int, samples_seen: int = 0) -> AbstractProgress:
+def progress_display(name: str, total_samples: int, progress: float = 0) -> AbstractProgress:
     """Choose the display that fits standard error: live on a terminal, plain lines elsewhere.
 
     Args:
         name: The run's name.
         total_samples: The run's budget.
-        samples_seen: Where it starts.
+        progress: Where it starts.
 
     Returns:
         The display, to be closed.
     """
     kind = LiveProgress if sys.stderr.isatty() else PlainProgress
-    return kind(name, total_samples, samples_seen)
+    return kind(name, total_samples, progress)

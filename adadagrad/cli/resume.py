@@ -46,8 +46,10 @@ def refuse_contradictions(total_samples: int, directory: Path) -> None:
     Raises:
         InvalidArgument: The run is past the budget already, or its log has been taken away.
     """
-    seen = load_checkpoint(directory / CHECKPOINT_NAME).get("engine", {}).get("samples_seen", 0)
-    if seen > total_samples:
+    state = load_checkpoint(directory / CHECKPOINT_NAME).get("engine", {})
+    seen = state.get("samples_seen", 0)
+    counts_samples = state.get("learning_rate", {}).get("progress", seen) == seen  # not what AdaScale counts
+    if counts_samples and seen > total_samples:
         raise InvalidArgument(
             f"--resume: the run in {directory} has seen {seen} samples, more than the budget of {total_samples}: give "
             "more --samples, or leave the budget out"

@@ -88,13 +88,13 @@ def train(settings: Settings, data: DataSource, directory: Path, *, resume: bool
         total, model = engine.total_samples, engine.model
         evaluate = Evaluator(data.held_out, data.split, total, settings.run.evaluations)
         saves = settings.run.checkpoints
-        progress = progress_display(directory.name, total, engine.samples_seen)
+        progress = progress_display(directory.name, total, engine.progress)
         with closing(progress), Interrupt() as interrupt, users_code(settings):
             for step in engine:
-                before = step.samples_seen
+                before = engine.progress
                 step.run(lambda batch: F.cross_entropy(model(batch[0]), batch[1]))
                 decision = step.update()
-                after = engine.samples_seen
+                after = engine.progress
                 if after > before and evaluate.is_due(before, after):
                     began = time.perf_counter()
                     metrics = evaluate(model)
@@ -105,7 +105,7 @@ def train(settings: Settings, data: DataSource, directory: Path, *, resume: bool
                     engine.save(checkpoint)
                 if interrupt.requested:
                     break
-        return engine.samples_seen >= total
+        return engine.progress >= total
 
 
 def users_code(settings: Settings) -> AbstractContextManager[None]:

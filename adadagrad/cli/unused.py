@@ -61,12 +61,13 @@ READERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 """For an option that not every run reads: the option that decides, and its values with which it is read."""
 
 
-def refuse_unused(settings: Settings, arguments: Sequence[str]) -> None:
+def refuse_unused(settings: Settings, arguments: Sequence[str], *, also: Sequence[str] = ()) -> None:
     """Refuse flags that change nothing beside the other choices.
 
     Args:
         settings: All choices, from the file and the flags.
         arguments: What the user typed.
+        also: Options that the command reads whatever the choices are.
 
     Raises:
         InvalidArgument: A flag is not read; the message names it and what reads it.
@@ -75,8 +76,8 @@ def refuse_unused(settings: Settings, arguments: Sequence[str]) -> None:
     chosen = {name: value for group in asdict(settings).values() for name, value in group.items()}
     for name in typed:
         decider, values = READERS.get(name, ("policy", ()))
-        if name in ("measure_every", "max_examples") and chosen["rate"] in GAINS:
-            continue  # the rate measures, whatever the policy does
+        if name in also or (name in ("measure_every", "max_examples") and chosen["rate"] in GAINS):
+            continue  # (the rate measures, whatever the policy does)
         if values and chosen[decider] not in values:
             flag, by = _flag(name), _flag(decider)
             raise InvalidArgument(

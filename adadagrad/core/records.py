@@ -158,6 +158,8 @@ class Decision:
     Args:
         step: Number of the optimizer step, from 1, skipped ones counted.
         samples_seen: Examples whose update has been applied, this step included.
+        progress: How much of the run's budget is done, this step included, in examples: `samples_seen`, or what the
+            learning-rate rule counts in its place.
         observation: What the policy saw.
         requested: The policy's answer in examples, before rounding and bounds; None where it was not asked.
         requested_low: What it would have been, at least, with exact statistics, as far as their standard errors tell
@@ -172,6 +174,7 @@ class Decision:
 
     step: int
     samples_seen: int
+    progress: float
     observation: Observation
     requested: float | None
     requested_low: float | None = None

@@ -153,6 +153,7 @@ def _record(engine: AdaptiveBatch, step: Step, observation: Observation, answer:
     return Decision(
         step=engine.steps,
         samples_seen=engine.samples_seen,
+        progress=engine.progress,
         observation=observation,
         requested=answer.requested,
         requested_low=low,

@@ -9,7 +9,7 @@ from typing import Any
 PLAIN = ["--data", "digits", "--samples", "600"]
 CONSTANT = [*PLAIN, "--global-batch-size", "16", "--policy", "constant"]
 MEASURED = [*PLAIN, "--global-batch-size", "16", "--measure-every", "2"]
-SHORT = [*MEASURED, "--eta", "0.5"]
+SHORT = [*MEASURED, "--policy", "norm", "--eta", "0.5"]
 
 
 def records(directory: Path) -> list[dict[str, Any]]:

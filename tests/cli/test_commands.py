@@ -103,18 +103,36 @@ def test_mnist_in_a_folder_is_evaluated_as_test(folder: Path) -> None:
     assert "test/accuracy" in read_run("run").logs[-1].metrics
 
 
-def test_compare_trains_three_ways_on_equal_samples(capsys: pytest.CaptureFixture[str]) -> None:
+NAMES = ("constant-8", "constant-200", "paper-norm", "recommended")
+
+
+def test_a_rate_that_counts_progress_itself_ends_evaluates_and_shows_by_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """The gain is below the scale, so that more samples are used than the budget names."""
+    more = ["--policy", "staged", "--stages", "0:16 64:128", "--rate", "adascale", "--measure-every", "1"]
+    assert main(["train", "--data", "digits", "--samples", "600", *more, "--out", "run"]) == 0
+    run = read_run("run")
+    assert run.end is not None
+    assert run.steps[-1].samples_seen > 700
+    assert 5 <= len(run.series("val/accuracy")) <= 30
+    assert " 100% " in capsys.readouterr().err
+    assert main(["train", "--resume", "--out", "run", "--samples", "900"]) == 0
+    assert read_run("run").steps[-1].samples_seen > run.steps[-1].samples_seen
+
+
+def test_compare_trains_four_ways_on_equal_samples(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--samples", "800", "--small-batch-size", "8", "--large-batch-size", "200", "--global-batch-size", "8"]
     assert main(["compare", *arguments]) == 0
-    runs = [read_run(Path("runs/compare-001") / name) for name in ("constant-8", "constant-200", "norm")]
-    assert [run.steps[-1].samples_seen for run in runs] == [800, 800, 800]
+    runs = [read_run(Path("runs/compare-001") / name) for name in NAMES]
+    assert [run.steps[-1].samples_seen for run in runs] == [800, 800, 800, 800]
     assert [len(run.steps) for run in runs[:2]] == [100, 4]
     assert 4 <= len(runs[2].steps) < 100
+    assert 4 <= len(runs[3].steps) <= 100
+    assert (runs[2].start["rate"], runs[3].start["rate"]) == (None, "LinearScaling(base_batch_size=None)")
     out = capsys.readouterr().out
-    assert all(name in out for name in ("constant-8", "constant-200", "norm", "validation"))
+    assert all(name in out for name in (*NAMES, "validation"))
     page = Path("runs/compare-001/report.html").read_text()
-    assert page.count("<svg") == 5
-    assert page.count("<details>") == 3
+    assert page.count("<svg") == 6
+    assert page.count("<details>") == 4
 
 
 def test_report_of_runs_that_are_there(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ def decision(seen: int, size: int = 8, measured: bool = False, loss: float | Non
     return Decision(
         step=seen // size,
         samples_seen=seen,
+        progress=seen,
         observation=Observation(gradient=gradient, loss=loss, samples_seen=seen),
         requested=None,
         plan=plan,
@@ -44,7 +45,7 @@ def test_plain_lines_come_at_quarters() -> None:
 
 def test_a_resumed_run_counts_its_own_samples_only() -> None:
     stream = io.StringIO()
-    progress = PlainProgress("norm", 80, samples_seen=60, stream=stream)
+    progress = PlainProgress("norm", 80, progress=60, stream=stream)
     progress._started -= 1.0
     progress.step(decision(80))
     rate = float(stream.getvalue().split("acc -")[1].split()[0])

@@ -81,7 +81,15 @@ def test_records_are_frozen_keyword_only_and_pickle():
     plan = BatchPlan(global_batch_size=8, micro_batch_size=4, accumulation_steps=2)
     observation = Observation(gradient=HAND, global_batch_size=8)
     decision = Decision(
-        step=1, samples_seen=8, observation=observation, requested=9.5, plan=plan, next_plan=plan, lr=0.1, reason="grow"
+        step=1,
+        samples_seen=8,
+        progress=8,
+        observation=observation,
+        requested=9.5,
+        plan=plan,
+        next_plan=plan,
+        lr=0.1,
+        reason="grow",
     )
     for record in (HAND, observation, plan, decision):
         assert pickle.loads(pickle.dumps(record)) == record
