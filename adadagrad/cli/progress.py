@@ -23,15 +23,16 @@ class AbstractProgress(ABC):
         name: The run's name.
         total_samples: The run's budget.
         progress: Where it starts, in examples; more than 0 for a resumed run.
+        samples_seen: Examples seen by then; None where that is the progress.
     """
 
     interval: float = 0.1
     """Seconds between two updates of the display."""
 
-    def __init__(self, name: str, total_samples: int, progress: float = 0) -> None:
+    def __init__(self, name: str, total_samples: int, progress: float = 0, samples_seen: int | None = None) -> None:
         self.name, self.total_samples = name, total_samples
         self._first, self._started = progress, time.monotonic()
-        self._samples: int | None = None
+        self._samples = progress if samples_seen is None else samples_seen
         self._shown = -math.inf
         self._evaluating = 0.0
         self._noise_scale: float | None = None
@@ -43,8 +44,6 @@ class AbstractProgress(ABC):
         Args:
             decision: What `update` returned.
         """
-        if self._samples is None:
-            self._samples = decision.samples_seen - decision.plan.global_batch_size
         if decision.observation.gradient is not None:
             self._noise_scale = decision.observation.gradient.noise_scale
         now = time.monotonic()
@@ -72,7 +71,7 @@ class AbstractProgress(ABC):
 
     def _parts(self, decision: Decision, now: float) -> list[str]:
         done, elapsed = decision.progress - self._first, max(now - self._started, 1e-9)
-        rate = (decision.samples_seen - (self._samples or 0)) / max(elapsed - self._evaluating, 1e-9)
+        rate = (decision.samples_seen - self._samples) / max(elapsed - self._evaluating, 1e-9)
         left = (self.total_samples - decision.progress) * elapsed / done if done > 0 else math.inf
         noise = "-" if self._noise_scale is None else f"{self._noise_scale:,.0f}"
         loss = decision.observation.loss
@@ -93,13 +92,14 @@ class LiveProgress(AbstractProgress):
         name: The run's name.
         total_samples: The run's budget.
         progress: Where it starts.
+        samples_seen: Examples seen by then; None where that is the progress.
 
     Raises:
         MissingExtra: rich is not installed.
     """
 
-    def __init__(self, name: str, total_samples: int, progress: float = 0) -> None:
-        super().__init__(name, total_samples, progress)
+    def __init__(self, name: str, total_samples: int, progress: float = 0, samples_seen: int | None = None) -> None:
+        super().__init__(name, total_samples, progress, samples_seen)
         try:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
@@ -138,11 +138,19 @@ class PlainProgress(AbstractProgress):
         name: The run's name.
         total_samples: The run's budget.
         progress: Where it starts.
+        samples_seen: Examples seen by then; None where that is the progress.
         stream: Where lines go; None is standard error.
     """
 
-    def __init__(self, name: str, total_samples: int, progress: float = 0, stream: TextIO | None = None) -> None:
-        super().__init__(name, total_samples, progress)
+    def __init__(
+        self,
+        name: str,
+        total_samples: int,
+        progress: float = 0,
+        samples_seen: int | None = None,
+        stream: TextIO | None = None,
+    ) -> None:
+        super().__init__(name, total_samples, progress, samples_seen)
         self._stream = stream
         self._quarter = 4 * progress // total_samples
         self._printed = time.monotonic()
@@ -159,16 +167,19 @@ class PlainProgress(AbstractProgress):
         """Nothing to end."""
 
 
-def progress_display(name: str, total_samples: int, progress: float = 0) -> AbstractProgress:
+def progress_display(
+    name: str, total_samples: int, progress: float = 0, samples_seen: int | None = None
+) -> AbstractProgress:
     """Choose the display that fits standard error: live on a terminal, plain lines elsewhere.
 
     Args:
         name: The run's name.
         total_samples: The run's budget.
         progress: Where it starts.
+        samples_seen: Examples seen by then; None where that is the progress.
 
     Returns:
         The display, to be closed.
     """
     kind = LiveProgress if sys.stderr.isatty() else PlainProgress
-    return kind(name, total_samples, progress)
+    return kind(name, total_samples, progress, samples_seen)

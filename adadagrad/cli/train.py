@@ -88,7 +88,7 @@ def train(settings: Settings, data: DataSource, directory: Path, *, resume: bool
         total, model = engine.total_samples, engine.model
         evaluate = Evaluator(data.held_out, data.split, total, settings.run.evaluations)
         saves = settings.run.checkpoints
-        progress = progress_display(directory.name, total, engine.progress)
+        progress = progress_display(directory.name, total, engine.progress, engine.samples_seen)
         with closing(progress), Interrupt() as interrupt, users_code(settings):
             for step in engine:
                 before = engine.progress

@@ -80,17 +80,8 @@ def test_quotient_is_the_one_of_ieee_754(a, b, expected):
 def test_records_are_frozen_keyword_only_and_pickle():
     plan = BatchPlan(global_batch_size=8, micro_batch_size=4, accumulation_steps=2)
     observation = Observation(gradient=HAND, global_batch_size=8)
-    decision = Decision(
-        step=1,
-        samples_seen=8,
-        progress=8,
-        observation=observation,
-        requested=9.5,
-        plan=plan,
-        next_plan=plan,
-        lr=0.1,
-        reason="grow",
-    )
+    numbers = {"step": 1, "samples_seen": 8, "progress": 8, "requested": 9.5, "lr": 0.1}
+    decision = Decision(observation=observation, plan=plan, next_plan=plan, reason="grow", **numbers)
     for record in (HAND, observation, plan, decision):
         assert pickle.loads(pickle.dumps(record)) == record
         name = dataclasses.fields(record)[0].name
