@@ -141,7 +141,7 @@ class MeasureOptions:
 
     Args:
         measure_every: Steps from one measurement to the next; 1 is the paper, auto keeps to --max-overhead.
-        max_overhead: Largest average share of a step's cost that measuring may take, with auto; without it 0.1 under
+        max_overhead: Largest average share of a step's cost that measuring may take, with auto; without it 0.2 under
             the recommended policy and 0.05 under others.
         max_examples: Most examples measured in a step; all is the paper.
     """

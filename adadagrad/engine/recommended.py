@@ -17,9 +17,9 @@ FRACTION = 1.0
 """Share of the noise scale at which the batch is held."""
 DECAY = 0.95
 """Of the averages of V and |grad F|^2 over measured steps, for the policy and the rate."""
-GROWTH = 1.1
+GROWTH = 1.2
 """Largest growth from one measured step to the next, so that a lull in the averages does not make a huge batch."""
-OVERHEAD = 0.1
+OVERHEAD = 0.2
 """Largest average share of a step's cost that measuring may take: averages of few measurements follow late."""
 
 
