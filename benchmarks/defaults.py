@@ -1,6 +1,7 @@
 """A default that wins? Constant batches, the paper's test and the recommended choice at equal samples.
 
     python -m benchmarks.defaults --data DIR [--tasks digits,logistic] [--optimizers sgd] [--seeds 5] [--jobs 2]
+                                  [--picture docs/pictures/defaults.png]
 
 Every method gets the same three learning rates, those of the task (benchmarks/tasks.py), and is tuned with one seed on
 the validation part; so is the best constant batch size. Then each is trained with other seeds, and the test part is
@@ -19,9 +20,11 @@ import argparse
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from benchmarks.defaults_picture import draw
 from benchmarks.machine import machine
 from benchmarks.runs import Config, run_all
 from benchmarks.tasks import OPTIMIZERS, TASKS, Task
@@ -184,15 +187,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--optimizers", default=",".join(OPTIMIZERS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--picture", type=Path, help="PNG file to draw quality against steps into")
     options = parser.parse_args(arguments)
     print(machine(), flush=True)
-    rows = []
+    rows, found = [], []
     for name in options.tasks.split(","):
         for optimizer in options.optimizers.split(","):
             study = Study(TASKS[name], optimizer, options.data, options.jobs, options.seeds)
-            rows.append(table_row(study, *study.run()))
+            entries, short = study.run()
+            rows.append(table_row(study, entries, short))
+            found.append((study, entries))
             print(rows[-1], flush=True)
     print("\n".join([HEADINGS, *rows]))
+    if options.picture is not None:
+        options.picture.write_bytes(draw(found))
 
 
 if __name__ == "__main__":

@@ -123,3 +123,10 @@ def test_a_loss_is_better_when_it_is_lower(monkeypatch: pytest.MonkeyPatch) -> N
     row = table_row(study, *study.run())
     assert "| 32: 2.0005" in row
     assert row.endswith("| yes | no | no |")
+
+
+def test_the_picture_is_a_png_with_a_panel_for_each_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setattr(defaults, "run_all", Fake(rule))
+    path = tmp_path / "defaults.png"
+    defaults.main(["--data", "nowhere", "--tasks", "digits", "--optimizers", "sgd", "--picture", str(path)])
+    assert path.read_bytes().startswith(b"\x89PNG")
