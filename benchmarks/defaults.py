@@ -165,6 +165,7 @@ def as_good(task: Task, entry: Entry, best: Entry) -> bool:
         task: Says which way is better.
         entry: The method in question.
         best: What it is compared with.
+
     """
     worse = task.score(best.mean("metric")) - task.score(entry.mean("metric"))
     return worse <= math.hypot(entry.spread, best.spread)

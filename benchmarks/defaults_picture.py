@@ -44,8 +44,7 @@ def draw(found: Sequence[tuple[Study, Sequence[Entry]]]) -> bytes:
             axes.set_visible(True)
             _panel(axes, study, entries)
             axes.set_title(f"{study.task.name}, {study.optimizer}", fontsize=10)
-            if row == len(optimizers) - 1:
-                axes.set_xlabel("optimizer steps")
+            axes.set_xlabel("optimizer steps, log scale" if row == len(optimizers) - 1 else "", fontsize=8)
         shown = {handle.get_label(): handle for row in panels for axes in row for handle in axes.get_lines()}
         named = [shown[label] for label in NAMES.values() if label in shown]
         figure.legend(handles=named, loc="outside lower center", ncols=len(named), fontsize=9)
