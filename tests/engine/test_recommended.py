@@ -97,3 +97,21 @@ def test_the_learning_rate_of_the_first_batch_is_the_optimizers_own() -> None:
         decision = step.update()
         assert decision.lr == pytest.approx(0.1)  # gain 1 at the base batch, cosine 1 at the start
         break
+
+
+@pytest.mark.parametrize("batch", [4, 32])
+def test_a_hovering_optimizer_has_the_noise_scale_that_the_docstring_says(batch: int) -> None:
+    """SGD about the minimum of a quadratic leaves |grad F|^2 = lr h V / (2 b), so b = B_noise where lr h = 2."""
+    generator = torch.Generator().manual_seed(0)
+    curvature = torch.linspace(0.5, 1.5, 400, dtype=torch.float64)
+    covariance = torch.linspace(3.0, 1.0, 400, dtype=torch.float64)  # of one example's gradient
+    lr, w, squares = 0.02, torch.zeros(400, dtype=torch.float64), []
+    for number in range(4000):
+        noise = (covariance / batch).sqrt() * torch.randn(400, generator=generator, dtype=torch.float64)
+        w -= lr * (curvature * w + noise)
+        if number >= 1000:
+            squares.append(float((curvature * w).square().sum()))
+    variance = float(covariance.sum())
+    mean_curvature = float((curvature * covariance).sum()) / variance
+    measured = variance / (sum(squares) / len(squares))
+    assert measured == pytest.approx(2 * batch / (lr * mean_curvature), rel=0.05)
