@@ -33,6 +33,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -113,13 +114,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--rows {options.rows}: no such row; there are {[row.name for row in ROWS]}")
     torch.set_num_threads(1)
     if options.show or options.draw:
-        (_draw if options.draw else _show)(options, rows)
+        runs = tables.read(options.model, options.optimizer, options.samples)
+        written = {row.name: runs[row.name] for row in rows if row.name in runs}
+        if not written:
+            parser.error(f"results/ holds no run of {_title(options)} in these rows: train it first")
+        (_draw if options.draw else _show)(options, written)
         return
     if options.data is None:
         parser.error("--data must name the folder with the four MNIST IDX files")
     load_data(f"mnist:{options.data}")  # a wrong folder is named before any process starts
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        (_choose if options.choose_lr else _train)(options, rows, pool)
+        if options.choose_lr:
+            _choose(options, pool)
+        else:
+            _train(options, rows, pool)
 
 
 def _title(options: argparse.Namespace) -> str:
@@ -153,8 +161,7 @@ def _train(options: argparse.Namespace, rows: Sequence[Row], pool: ProcessPoolEx
         print(tables.table_row(options.model, done), flush=True)
 
 
-def _choose(options: argparse.Namespace, rows: Sequence[Row], pool: ProcessPoolExecutor) -> None:
-    del rows
+def _choose(options: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
     print(
         f"{_title(options)}, constant 64, seed {options.first_seed}; accuracy on the last {VALIDATION} training images"
     )
@@ -163,18 +170,20 @@ def _choose(options: argparse.Namespace, rows: Sequence[Row], pool: ProcessPoolE
         print(f"lr {run.lr:g}: {job.result()['accuracy']:.4f}", flush=True)
 
 
-def _show(options: argparse.Namespace, rows: Sequence[Row]) -> None:
-    written = tables.read(options.model, options.optimizer, options.samples)
-    print(f"{_title(options)}\n{tables.headings(options.model)}")
-    for row in rows:
-        if row.name in written:
-            print(tables.table_row(options.model, written[row.name]))
+def _show(options: argparse.Namespace, written: dict[str, list[dict[str, Any]]]) -> None:
+    seeds = {row: [run["seed"] for run in runs] for row, runs in written.items()}
+    whole = max(seeds.values(), key=len)
+    print(f"{_title(options)}, seeds {whole}\n{tables.headings(options.model)}")
+    for runs in written.values():
+        print(tables.table_row(options.model, runs))
+    for row, those in seeds.items():
+        if those != whole:
+            print(f"only seeds {those}: {row}")
 
 
-def _draw(options: argparse.Namespace, rows: Sequence[Row]) -> None:
-    written = tables.read(options.model, options.optimizer, options.samples)
+def _draw(options: argparse.Namespace, written: dict[str, list[dict[str, Any]]]) -> None:
     file = Path("results") / f"{tables.folder(options.model, options.optimizer, options.samples)}.png"
-    file.write_bytes(curves.draw({row.name: written[row.name] for row in rows if row.name in written}, _title(options)))
+    file.write_bytes(curves.draw(written, _title(options)))
     print("written to", file)
 
 

@@ -69,8 +69,12 @@ def test_seeds_rows_and_their_order_are_those_named(trained: list[Run], capsys: 
     written = json.loads(Path("results/adadagrad/logistic-adagrad-40/constant-64-seed-6.json").read_text())
     assert (written["row"], written["seed"], written["lr"], written["accuracy"]) == ("constant 64", 6, 8e-3, 0.96)
     assert [run["seed"] for run in read("logistic", "adagrad", 40)["constant 64"]] == [5, 6]
+    Path("results/adadagrad/logistic-adagrad-40/norm-test-eta-0.5-seed-6.json").unlink()
     main(["--show", "--samples", "40"])
-    assert line in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert line in out
+    assert "seeds [5, 6]\n" in out
+    assert out.endswith("only seeds [5]: norm test, eta 0.5\n")
     main(["--draw", "--samples", "40"])
     assert Path("results/adadagrad/logistic-adagrad-40.png").read_bytes().startswith(b"\x89PNG")
 
@@ -95,6 +99,7 @@ def test_learning_rates_are_judged_away_from_the_test_images(trained: list[Run])
         (["--data", "mnist", "--rows", "nothing"], "no such row"),
         (["--data", "mnist", "--optimizer", "adagrad-norm", "--rows", "weighted"], "no such row"),
         ([], "--data must name the folder"),
+        (["--draw"], "results/ holds no run of logistic, adagrad, 6,000,000 samples"),
     ],
 )
 def test_a_wrong_option_is_named(
