@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' || { echo "not installed: pip fetches torch and others from the internet, so look at its message above and run make again" >&2; exit 1; }
 	@touch $(STAMP)
 
-demo: $(STAMP)   ## train the digits three ways and write the report
+demo: $(STAMP)   ## train the digits four ways and write the report
 	$(BIN)/adadagrad compare --data digits
 	@echo "open the report in a browser; $(BIN)/adadagrad --help lists what else there is"
 
