@@ -66,7 +66,7 @@ def _growth(parts: Sequence[Stretch]) -> list[str]:
     end = f"about {examples(last.value)}" if last.is_known else "more than can be told from this batch"
     return [
         f"The noise scale grew from about {examples(first.value)} to {end} during the run, so a batch that grows "
-        "(adadagrad train --policy noise-scale, or norm) fits better than any constant one, and a longer run wants a "
+        "(adadagrad train: the recommended policy does) fits better than any constant one, and a longer run wants a "
         "larger batch."
     ]
 
