@@ -1,7 +1,7 @@
 """A default that wins? Constant batches, the paper's test and the recommended choice at equal samples.
 
     python -m benchmarks.defaults --data DIR [--tasks digits,logistic] [--optimizers sgd] [--seeds 5] [--jobs 2]
-                                  [--picture docs/pictures/defaults.png]
+                                  [--short-seeds 2] [--picture docs/pictures/defaults.png]
 
 Every method gets the same three learning rates, those of the task (benchmarks/tasks.py), and is tuned with one seed on
 the validation part; so is the best constant batch size. Then each is trained with other seeds, and the test part is
@@ -34,7 +34,6 @@ CHOOSING_SEED = 100
 PAPER, WINNER = "paper 0.5", "recommended"
 PARTS = (0.5, 0.25)
 """Shorter budgets with which constant batches are timed as well, for the third question."""
-SHORT_SEEDS = 2
 HEADINGS = (
     "| task, optimizer | best constant | steps | paper's test | steps | recommended | steps | fewer steps | CPU s, "
     "constant | CPU s, recommended | CPU s, any constant as good | as good | 1/8 of the steps | less time |\n"
@@ -77,10 +76,14 @@ class Study:
         folder: Where the data lies.
         jobs: Processes at the same time.
         seeds: How many are reported.
+        short_seeds: How many are trained with shorter budgets.
     """
 
-    def __init__(self, task: Task, optimizer: str, folder: str, jobs: int, seeds: int) -> None:
-        self.task, self.optimizer, self.folder, self.jobs, self.seeds = task, optimizer, folder, jobs, seeds
+    def __init__(
+        self, task: Task, optimizer: str, folder: str, jobs: int = 1, seeds: int = 5, short_seeds: int = 2
+    ) -> None:
+        self.task, self.optimizer, self.folder, self.jobs = task, optimizer, folder, jobs
+        self.seeds, self.short_seeds = seeds, short_seeds
         self.constants = [f"constant {size}" for size in task.sizes]
         self.methods = [*self.constants, PAPER, WINNER]
 
@@ -91,7 +94,7 @@ class Study:
         short: list[Entry] = []
         for part in PARTS:
             task = replace(self.task, budget=int(self.task.budget * part))
-            short += self._report(tuned, task, self.constants, range(min(SHORT_SEEDS, self.seeds)))
+            short += self._report(tuned, task, self.constants, range(self.short_seeds))
         return entries, short
 
     def _tuned(self) -> dict[str, tuple[float, float]]:
@@ -187,6 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--optimizers", default=",".join(OPTIMIZERS))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--short-seeds", type=int, default=2, help="seeds of the runs with shorter budgets")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--picture", type=Path, help="PNG file to draw quality against steps into")
     options = parser.parse_args(arguments)
@@ -194,7 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows, found = [], []
     for name in options.tasks.split(","):
         for optimizer in options.optimizers.split(","):
-            study = Study(TASKS[name], optimizer, options.data, options.jobs, options.seeds)
+            settings = (options.data, options.jobs, options.seeds, options.short_seeds)
+            study = Study(TASKS[name], optimizer, *settings)
             entries, short = study.run()
             rows.append(table_row(study, entries, short))
             found.append((study, entries))
