@@ -35,6 +35,8 @@ FEW = 2000
 """Examples of the split on which the curve is evaluated, at most; the final result is that of all."""
 POINTS = 100
 """Of a trace, at most."""
+UNTUNED = {"plain-sgd": torch.optim.SGD}
+"""Optimizers for which a study brings learning rates of its own."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class Config:
 
     Args:
         task: What is trained.
-        optimizer: Key of `OPTIMIZERS`.
-        lr: Learning rate at the start; a cosine to 0 follows.
+        optimizer: Key of `OPTIMIZERS`, or of `UNTUNED`.
+        lr: Learning rate at the start; a cosine to 0 follows, unless the method brings a schedule.
         method: A word of `benchmarks.methods.METHODS` and its numbers, as in ``"norm 0.5"``.
         seed: Seeds model and order.
         split: Part of the data that is evaluated, ``"val"`` or ``"test"``.
@@ -74,8 +76,9 @@ def train(config: Config, folder: str) -> dict[str, Any]:
 
     Returns:
         Plain values. `metric`, `loss` and `accuracy` are those of the whole split at the end, None where the run
-        diverged; `curve` holds (samples, steps, CPU seconds, metric on at most `FEW` examples), `batch_sizes` and
-        `learning_rates` pairs (samples before the step, value).
+        diverged, and `train_loss` that of at most `FEW` examples of the training part; `curve` holds (samples, steps,
+        CPU seconds, metric on at most `FEW` examples) at evenly spaced progress, `progress` where each point lies
+        [examples], `batch_sizes` and `learning_rates` pairs (samples before the step, value).
     """
     torch.set_num_threads(1)
     task, splits = config.task, config.task.data(folder)
@@ -84,17 +87,16 @@ def train(config: Config, folder: str) -> dict[str, Any]:
     model = task.build(config.seed)
     engine = ada.AdaptiveBatch(
         model,
-        OPTIMIZERS[config.optimizer](model.parameters(), lr=config.lr),
+        {**OPTIMIZERS, **UNTUNED}[config.optimizer](model.parameters(), lr=config.lr),
         splits.train,
         total_samples=task.budget,
         micro_batch_size=task.micro_batch_size,
-        lr_schedule=ada.CosineSchedule(),
         on_nonfinite="stop",
         seed=config.seed,
-        **arguments(config.method, task, config.optimizer),
+        **{"lr_schedule": ada.CosineSchedule(), **arguments(config.method, task, config.optimizer)},
     )
     curve: list[tuple[int, int, float, float | None]] = []
-    sizes, rates = [], []
+    progress, sizes, rates = [], [], []
     cpu = wall = 0.0
     mark, diverged = 0, False
     processor, started = time.process_time(), time.perf_counter()
@@ -105,15 +107,16 @@ def train(config: Config, folder: str) -> dict[str, Any]:
             decision = step.update()
             sizes.append((before, step.plan.global_batch_size))
             rates.append((before, decision.lr))
-            if engine.samples_seen * EVALUATIONS // task.budget > mark:
-                mark = engine.samples_seen * EVALUATIONS // task.budget
+            if engine.progress * EVALUATIONS // task.budget > mark:
+                mark = int(engine.progress * EVALUATIONS // task.budget)
+                progress.append(engine.progress)
                 cpu, wall = cpu + time.process_time() - processor, wall + time.perf_counter() - started
                 curve.append((engine.samples_seen, engine.steps, cpu, finite(task.evaluate(model, few)[task.metric])))
                 processor, started = time.process_time(), time.perf_counter()
     except NonFiniteGradient:
         diverged = True
         cpu, wall = cpu + time.process_time() - processor, wall + time.perf_counter() - started
-    final = task.evaluate(model, held_out)
+    final = {**task.evaluate(model, held_out), "train_loss": task.evaluate(model, evenly(splits.train, FEW))["loss"]}
     diverged = diverged or not math.isfinite(final["loss"])
     return {
         "machine": machine(),
@@ -130,6 +133,7 @@ def train(config: Config, folder: str) -> dict[str, Any]:
         "cpu_seconds": cpu,
         "measuring_seconds": cpu * engine.measuring.instrument.seconds / wall,
         "curve": curve,
+        "progress": progress,
         "batch_sizes": thin(sizes, POINTS),
         "learning_rates": thin(rates, POINTS),
     }

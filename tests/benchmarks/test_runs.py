@@ -23,8 +23,8 @@ from benchmarks.tasks import TASKS, Task
 TASK = replace(TASKS["digits"], budget=1000)
 KEYS = {
     *("machine", "version", "task", "budget", "optimizer", "lr", "method", "seed", "split", "steps", "samples"),
-    *("mean_batch", "diverged", "metric", "loss", "accuracy", "cpu_seconds", "measuring_seconds"),
-    *("curve", "batch_sizes", "learning_rates"),
+    *("mean_batch", "diverged", "metric", "loss", "accuracy", "train_loss", "cpu_seconds", "measuring_seconds"),
+    *("curve", "progress", "batch_sizes", "learning_rates"),
 }
 
 
@@ -49,6 +49,7 @@ def test_a_result_has_the_promised_keys() -> None:
     assert not result["diverged"]
     assert 0 <= result["measuring_seconds"] <= result["cpu_seconds"]
     assert [samples for samples, *_ in result["curve"]] == [-(-50 * k // 8) * 8 for k in range(1, 21)]
+    assert result["progress"] == [samples for samples, *_ in result["curve"]]
     assert result["curve"][-1][3] == result["metric"]  # 359 images, all of them
     assert result["batch_sizes"][:2] == [(0, 8), (16, 8)]  # every second of 125
     assert result["learning_rates"][0] == (0, 0.1)
