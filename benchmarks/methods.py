@@ -75,12 +75,99 @@ RULES: dict[str, Callable[[str, float], Any]] = {
 }
 """Learning-rate rules, read in samples so that all runs end at the same number of them."""
 
+WARM_UP = 0.055
+"""Share of the budget in which linear and square-root scaling reach their learning rate, as in AdaScale's paper."""
+SCALINGS: dict[str, Callable[..., Any]] = {
+    "gain": ada.AdaScale,
+    "root-gain": ada.AdamScale,
+    "accumulator": ada.AccumulatorScale,
+    "linear": ada.LinearScaling,
+    "sqrt": ada.SquareRootScaling,
+}
+"""Learning-rate rules of a batch that is given; the first three count scale-invariant progress, the budget included."""
+
+
+def scaling(rule: str, task: Task, optimizer: str) -> dict[str, Any]:
+    """Return the settings of one of `SCALINGS` from the task's base batch, its gain measured in every step."""
+    memory = {"memory": MEMORY[optimizer]} if rule == "accumulator" else {}
+    rate = SCALINGS[rule](base_batch_size=task.base_batch_size, **memory)
+    return {"rate": rate, "measure": ada.Measure(every=1)} if rate.needs else {"rate": rate}
+
+
+def scaled(rule: str, task: Task, optimizer: str, scale: float) -> dict[str, Any]:
+    """Return the settings of a constant batch of so many base batches; rules without a gain get a warm-up."""
+    settings = scaling(rule, task, optimizer)
+    if "measure" not in settings:
+        settings["lr_schedule"] = ada.CosineSchedule(warmup_samples=WARM_UP * task.budget)
+    return {"policy": ada.ConstantBatch(int(scale * task.base_batch_size)), **settings}
+
+
+def elastic(
+    rule: str, task: Task, optimizer: str, middle: float, last: float, first_samples: float, second_samples: float
+) -> dict[str, Any]:
+    """Return the settings of one base batch, then `middle` of them, then `last`, switched at these samples."""
+    base = task.base_batch_size
+    stages = {0: base, int(first_samples): int(middle * base), int(second_samples): int(last * base)}
+    return {"policy": ada.StagedBatch(stages), **scaling(rule, task, optimizer)}
+
+
+def staged(task: Task, optimizer: str) -> dict[str, Any]:
+    """Return the settings of the task's first three sizes, switched at 1/4 and 1/2 of the budget, lr by its root."""
+    small, middle, large = task.sizes[:3]
+    stages = {0: small, task.budget // 4: middle, task.budget // 2: large}
+    return {"policy": ada.StagedBatch(stages), "rate": ada.SquareRootScaling()}
+
+
+def flat(task: Task, optimizer: str, size: float) -> dict[str, Any]:
+    """Return the settings of a batch size and a learning rate that stay."""
+    return {**constant(task, optimizer, size), "lr_schedule": ada.ConstantSchedule()}
+
+
+def cabs(task: Task, optimizer: str, least: float, most: float) -> dict[str, Any]:
+    """Return the settings of CABS between two sizes, every step measured whole, at a learning rate that stays."""
+    return {
+        "policy": ada.CABS(),
+        "global_batch_size": int(least),
+        "min_batch_size": int(least),
+        "max_batch_size": int(most),
+        "measure": ada.Measure(every=1, max_examples=None),
+        "lr_schedule": ada.ConstantSchedule(),
+    }
+
+
+def divebatch(rule: str, task: Task, optimizer: str, delta: float) -> dict[str, Any]:
+    """Return the settings of DiveBatch from the smallest to the largest of the task's sizes, with one of `RULES`."""
+    return {
+        "policy": ada.DiveBatch(delta=delta),
+        "rate": RULES[rule](optimizer, 0.0),
+        "global_batch_size": task.sizes[0],
+        "max_batch_size": task.sizes[-1],
+        "measure": ada.Measure(every=1, max_examples=None),
+        "lr_schedule": ada.ConstantSchedule(),
+    }
+
+
+def adabatch(task: Task, optimizer: str, dataset_size: float, every_epochs: float) -> dict[str, Any]:
+    """Return the settings of AdaBatch between the task's sizes: twice the batch, 0.75 of the learning rate."""
+    size, every = int(dataset_size), int(every_epochs)
+    policy = ada.GeometricBatch.adabatch(task.sizes[0], size, every_epochs=every, end=task.sizes[-1])
+    decays = ada.StepSchedule(range(every * size, task.budget, every * size), gamma=0.75)
+    return {"policy": policy, "lr_schedule": decays}
+
+
 METHODS: dict[str, Callable[..., dict[str, Any]]] = {
     "constant": constant,
     "norm": norm,
     "paper": paper,
     "recommended": recommended,
     **{f"noise-{rule}": partial(noise, rule) for rule in RULES},
+    **{f"scaled-{rule}": partial(scaled, rule) for rule in SCALINGS},
+    **{f"elastic-{rule}": partial(elastic, rule) for rule in SCALINGS},
+    "staged": staged,
+    "flat": flat,
+    "cabs": cabs,
+    **{f"divebatch-{rule}": partial(divebatch, rule) for rule in ("none", "linear")},
+    "adabatch": adabatch,
 }
 """Each takes task, optimizer's name and the numbers of a method's name, and returns arguments of `AdaptiveBatch`."""
 
