@@ -45,18 +45,20 @@ class Study:
         paths = [Path("results") / self.name / f"{config.key}.json" for config in wanted]
         return [json.loads(path.read_text()) for path in paths if path.exists()]
 
-    def choose(self, task: Task, optimizer: str, methods: Sequence[str]) -> dict[str, float]:
+    def choose(self, task: Task, optimizer: str, methods: Sequence[str], seed: int = 0) -> dict[str, float]:
         """Return each method's best learning rate of the task's, by one run each on the validation part.
 
         Args:
             task: What is trained.
             optimizer: Key of the task's learning rates.
             methods: Names as in `Config`.
+            seed: Of the run.
 
         Returns:
             By method; without those of which no run is there, or none ended.
         """
-        tried = [Config(task, optimizer, lr, method) for method in methods for lr in task.learning_rates[optimizer]]
+        rates = task.learning_rates[optimizer]
+        tried = [Config(task, optimizer, lr, method, seed) for method in methods for lr in rates]
         best: dict[str, Result] = {}
         for result in self.results(tried):
             before = best.get(result["method"], {"metric": None})
