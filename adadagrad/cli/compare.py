@@ -82,7 +82,9 @@ def compared_settings(command: CompareCommand) -> dict[str, Settings]:
     settings = settings_of(command)
     runs = {}
     for size in (small, large):
-        batch = replace(settings.batch, policy="constant", global_batch_size=size, max_batch_size=None)
+        batch = replace(
+            settings.batch, policy="constant", global_batch_size=size, min_batch_size=None, max_batch_size=None
+        )
         runs[f"constant-{size}"] = replace(settings, batch=batch)
     batch = replace(settings.batch, policy="norm", min_batch_size=None, max_growth=None, confidence=None)
     paper = replace(settings, batch=batch, optimizer=replace(settings.optimizer, rate="none"))

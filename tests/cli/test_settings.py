@@ -102,6 +102,7 @@ def test_the_four_runs_differ_in_batch_sizes_and_rates_alone() -> None:
     assert (paper.optimizer.rate, paper.batch.max_growth, paper.batch.min_batch_size) == ("none", None, None)
     assert (runs["recommended"].optimizer.rate, runs["recommended"].batch.max_growth) == ("recommended", 3.0)
     batch, rate = BatchOptions(), "none"
+    assert {runs[name].batch.min_batch_size for name in ("constant-16", "constant-512")} == {None}
     same = [replace(run, batch=batch, optimizer=replace(run.optimizer, rate=rate)) for run in runs.values()]
     assert len({settings_toml(run) for run in same}) == 1
 
