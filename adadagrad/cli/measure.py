@@ -115,7 +115,7 @@ def measure(settings: Settings, data: DataSource, directory: Path, checkpoint: P
                 progress.step(step.update())
                 if interrupt.requested:
                     break
-        return engine.samples_seen >= engine.total_samples
+        return engine.progress >= engine.total_samples
 
 
 def show_answers(directory: Path) -> int:

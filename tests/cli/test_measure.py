@@ -78,6 +78,15 @@ def test_a_brief_training_answers(capsys: pytest.CaptureFixture[str]) -> None:
     assert run.start["policy"] == WATCHING == repr(Watch())
 
 
+def test_a_rate_that_counts_progress_itself_ends_the_run_by_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """A base batch above the batch makes more progress than examples: the run ends before it has seen as many."""
+    rate = ["--rate", "adascale", "--base-batch-size", "40"]
+    assert main(["measure", *BRIEF, *rate, "--out", "here"]) == 0
+    run = read_run("here")
+    assert run.end is not None
+    assert run.steps[-1].samples_seen < 1200
+
+
 def test_the_page_can_be_made_again_from_the_log(capsys: pytest.CaptureFixture[str]) -> None:
     main(["measure", *BRIEF, "--out", "here"])
     first = Path("here/report.html").read_text()
