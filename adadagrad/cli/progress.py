@@ -72,7 +72,7 @@ class AbstractProgress(ABC):
     def _parts(self, decision: Decision, now: float) -> list[str]:
         done, elapsed = decision.progress - self._first, max(now - self._started, 1e-9)
         rate = (decision.samples_seen - self._samples) / max(elapsed - self._evaluating, 1e-9)
-        left = (self.total_samples - decision.progress) * elapsed / done if done > 0 else math.inf
+        left = max(self.total_samples - decision.progress, 0.0) * elapsed / done if done > 0 else math.inf
         noise = "-" if self._noise_scale is None else f"{self._noise_scale:,.0f}"
         loss = decision.observation.loss
         return [

@@ -43,6 +43,15 @@ def test_plain_lines_come_at_quarters() -> None:
         assert word in lines[-1]
 
 
+def test_a_last_step_beyond_the_budget_leaves_no_time() -> None:
+    """Under a rate that counts progress itself, the last step may go further than the budget."""
+    stream = io.StringIO()
+    progress = PlainProgress("norm", 80, stream=stream)
+    progress._started -= 1000.0
+    progress.step(decision(88))
+    assert "ETA 0:00" in stream.getvalue()
+
+
 def test_a_resumed_run_counts_its_own_samples_only() -> None:
     stream = io.StringIO()
     progress = PlainProgress("norm", 80, progress=60, stream=stream)
