@@ -23,7 +23,7 @@ class Averaging:
     """
 
     def __init__(self, averaging: float | Literal["epoch"] | None, dataset_size: int) -> None:
-        self.over = averaging
+        self.over, self._dataset_size = averaging, dataset_size
         self._combination = combination(averaging, dataset_size)
         self._loss, self._weight = 0.0, 0.0
         self._before: dict[str, Any] | None = None
@@ -72,14 +72,17 @@ class Averaging:
     def state_dict(self) -> dict[str, Any]:
         """Return what is remembered; no later step changes it."""
         combined = None if self._combination is None else self._combination.state_dict()
-        return {"statistics": combined, "loss": [self._loss, self._weight]}
+        return {"over": self.over, "statistics": combined, "loss": [self._loss, self._weight]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state.
+        """Go on from a state; from nothing where that was combined in another way, under another policy.
 
         Args:
             state: What `state_dict` returned.
         """
-        if self._combination is not None and state["statistics"] is not None:
+        if type(state["over"]) is not type(self.over):
+            self._combination = combination(self.over, self._dataset_size)
+            self._loss, self._weight = 0.0, 0.0
+        elif self._combination is not None:
             self._combination.load_state_dict(state["statistics"])
-        self._loss, self._weight = state["loss"]
+            self._loss, self._weight = state["loss"]

@@ -210,3 +210,17 @@ def test_an_impossible_smallest_batch_is_refused(smallest: int, message: str) ->
     with pytest.raises(InvalidArgument) as error:
         make_engine(make_model(), global_batch_size=12, min_batch_size=smallest)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("after", [None, 0.9, "epoch"])
+@pytest.mark.parametrize("before", [None, 0.9, "epoch"])
+def test_a_state_that_was_combined_in_another_way_is_gone_on_from_with_nothing(before: Any, after: Any) -> None:
+    first = make_engine(make_model(), policy=Remembering(averaging=before), measure=EVERY)
+    train(first, steps=3)
+    second = make_engine(make_model(), policy=Remembering(averaging=after), measure=EVERY)
+    new = copy.deepcopy(second.measuring.averaging.state_dict())
+    train(second, steps=2)
+    second.load_state_dict(first.state_dict())
+    expected = first.measuring.averaging.state_dict() if before == after else new
+    assert repr(second.measuring.averaging.state_dict()) == repr(expected)
+    train(second, steps=2)
