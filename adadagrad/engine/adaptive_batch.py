@@ -284,8 +284,8 @@ class AdaptiveBatch:
 
         Raises:
             StepError: A step is in progress.
-            InvalidArgument: The state is incomplete, or belongs to another stream of data, model or optimizer, or
-                `log_dir` holds the log of another run.
+            InvalidArgument: The state is incomplete, or belongs to another stream of data, model, optimizer or
+                learning-rate rule, or `log_dir` holds the log of another run.
         """
         restore_engine(self, state)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -124,25 +125,48 @@ class LearningRate:
             "initial": list(self._initial),
             "progress": self.progress,
             "base_batch_size": self.base_batch_size,
+            "name": self._name,
             "rule": dict(self._state),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the state of another run.
+    def refuse_other(self, state: Mapping[str, Any]) -> None:
+        """Refuse the state of a run whose rates or progress meant something else.
 
         Args:
-            state: What `state_dict` returned.
+            state: What `state_dict` returned, or a version of this library that knew no rules yet.
 
         Raises:
-            InvalidArgument: It is that of another rule.
+            InvalidArgument: It is that of another rule, or of the same one with another base batch.
         """
-        if set(state["rule"]) != set(self._state):
+        if state.get("name") != self._name or set(state.get("rule", {})) != set(self._state):
             raise InvalidArgument(
                 f"state was saved under another learning-rate rule than {self.rule!r}: give the engine the same rate"
             )
+        own = None if self.rule is None else self.rule.base_batch_size
+        if own is not None and own != state["base_batch_size"]:
+            raise InvalidArgument(
+                f"state was saved with base_batch_size={state['base_batch_size']}, and {self.rule!r} has {own}: give "
+                "the engine the same rate"
+            )
+
+    def load_state_dict(self, state: Mapping[str, Any], *, samples_seen: int) -> None:
+        """Take over the state of another run.
+
+        Args:
+            state: What `state_dict` returned, not one that `refuse_other` refuses.
+            samples_seen: The progress, where the state does not say.
+        """
         self._initial, self._set = [float(value) for value in state["initial"]], None
-        self.progress, self.base_batch_size = state["progress"], state["base_batch_size"]
-        self._state = self._pending = dict(state["rule"])
+        self.progress = state.get("progress", samples_seen)
+        self.base_batch_size = state.get("base_batch_size", self.base_batch_size)
+        self._state = self._pending = dict(state.get("rule", {}))
+
+    @property
+    def _name(self) -> str | None:
+        """What tells rules apart whose memory looks alike: the class, and whether progress is its own."""
+        if self.rule is None:
+            return None
+        return f"{type(self.rule).__name__}{', counting progress' * self.rule.counts_progress}"
 
     def _scale(self, size: int) -> StepScale:
         return StepScale(

@@ -231,7 +231,8 @@ class Measuring:
                 if state["estimator"] == repr(other):
                     self._replace(other)
         self.budget.credit = state["credit"]
-        self.averaging.load_state_dict(state["averaging"])
+        if "averaging" in state:  # which a version without averages did not save
+            self.averaging.load_state_dict(state["averaging"])
         if state["estimator"] == repr(self.estimator):
             self.instrument.load_state_dict(state["instrument"])
 

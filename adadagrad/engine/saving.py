@@ -54,14 +54,15 @@ def restore_engine(engine: AdaptiveBatch, state: Mapping[str, Any]) -> None:
 
     Raises:
         StepError: A step is in progress.
-        InvalidArgument: The state is incomplete, or belongs to another stream of data, model or optimizer, or `log_dir`
-            holds the log of another run.
+        InvalidArgument: The state is incomplete, or belongs to another stream of data, model, optimizer or
+            learning-rate rule, or `log_dir` holds the log of another run.
     """
     if engine._step is not None and not engine._step.finished:
         raise StepError("a step is in progress: load after step.update(), or outside the loop")
     missing = [name for name in engine_state(engine) if name not in state]
     if missing:
         raise InvalidArgument(f"state lacks {', '.join(missing)}: give what engine.state_dict() returned")
+    engine.learning_rate.refuse_other(state["learning_rate"])
     engine._log.refuse_other(state["log"])
     engine._assembler.load_state_dict(state["stream"])
     try:
@@ -74,7 +75,7 @@ def restore_engine(engine: AdaptiveBatch, state: Mapping[str, Any]) -> None:
             f"state does not fit this model and optimizer, which may hold parts of it now: build both as in the run "
             f"that saved it ({error})"
         ) from error
-    engine.learning_rate.load_state_dict(state["learning_rate"])
+    engine.learning_rate.load_state_dict(state["learning_rate"], samples_seen=state["samples_seen"])
     engine.measuring.load_state_dict(state["measuring"])
     cap = engine.max_batch_size - engine.max_batch_size % engine.bounds.multiple_of
     engine.global_batch_size = min(state["global_batch_size"], cap)

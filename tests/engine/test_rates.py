@@ -257,7 +257,52 @@ def test_a_rate_changed_from_outside_is_an_error() -> None:
         train(engine, steps=1)
 
 
-def test_another_rule_than_that_of_the_state_is_refused() -> None:
-    saved = make_engine(make_model(), rate=Counting()).state_dict()
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (Counting(), Root(), "under another learning-rate rule than Root"),
+        (Root(), None, "under another learning-rate rule than None"),
+        (None, Root(), "under another learning-rate rule than Root"),
+        (ada.LinearScaling(), ada.SquareRootScaling(), "under another learning-rate rule than SquareRootScaling"),
+        (ada.AdaScale(), ada.AdamScale(), "under another learning-rate rule than AdamScale"),
+        (ada.AdaScale(), ada.AdaScale(progress_in="samples"), "under another learning-rate rule than AdaScale"),
+        (Root(), Root(base_batch_size=4), "saved with base_batch_size=12, and Root(base_batch_size=4) has 4"),
+    ],
+)
+def test_another_rule_than_that_of_the_state_is_refused_before_anything_is_loaded(
+    before: Any, after: Any, message: str
+) -> None:
+    first = make_engine(make_model(), rate=before, global_batch_size=12)
+    train(first, steps=2)
+    second = make_engine(make_model(), rate=after, global_batch_size=12)
+    fresh = copy.deepcopy(second.state_dict())
+    with pytest.raises(InvalidArgument) as error:
+        second.load_state_dict(first.state_dict())
+    assert message in str(error.value)
+    assert repr(second.state_dict()) == repr(fresh)
+
+
+def test_a_rule_that_takes_the_first_batch_as_its_base_takes_that_of_the_state() -> None:
+    first = make_engine(make_model(), rate=Root(), global_batch_size=12)
+    train(first, steps=2)
+    second = make_engine(make_model(), rate=Root(), global_batch_size=20)
+    second.load_state_dict(first.state_dict())
+    assert second.learning_rate.base_batch_size == 12
+
+
+def test_a_state_from_before_there_were_rules_and_averages_is_gone_on_from() -> None:
+    whole, first = make_engine(make_model()), make_engine(make_model())
+    train(whole)
+    train(first, steps=3)
+    state = copy.deepcopy(first.state_dict())
+    state["learning_rate"] = {"initial": state["learning_rate"]["initial"]}
+    del state["measuring"]["averaging"]
+    second = make_engine(make_model())
+    second.load_state_dict(state)
+    assert second.progress == first.samples_seen
+    train(second)
+    assert second.progress == second.total_samples
+    for p, q in zip(whole.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(p, q)
     with pytest.raises(InvalidArgument, match="under another learning-rate rule than Root"):
-        make_engine(make_model(), rate=Root()).load_state_dict(saved)
+        make_engine(make_model(), rate=Root()).load_state_dict(state)
