@@ -33,6 +33,11 @@ def advice(whole: NoiseScale, parts: Sequence[Stretch], batch_size: int, dataset
 
 def _size(whole: NoiseScale, batch_size: int, dataset_size: int | None) -> str:
     low, _ = whole.interval()
+    if not whole.is_known and low <= batch_size:
+        return (
+            f"These steps do not say which batch size: they differ so much that the noise scale may be {examples(low)} "
+            "examples or any number above. Measure again with more --samples."
+        )
     if not whole.is_known:
         known = f": the noise scale is at least {examples(low)}" if math.isfinite(low) else ""
         more = (
@@ -47,6 +52,8 @@ def _size(whole: NoiseScale, batch_size: int, dataset_size: int | None) -> str:
             f"noise{known}, so a larger batch saves steps and costs hardly any samples{more}."
         )
     size, said = two_digits(whole.value), between(whole.value, *whole.interval())
+    if size < 1:
+        return f"One example per step: the noise scale, about {said}, is below that, so larger batches waste samples."
     if dataset_size is not None and size >= dataset_size:
         return (
             f"As many examples per step as memory allows: the noise scale, about {said}, is not below the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from pathlib import Path
@@ -110,6 +111,20 @@ def test_a_noise_scale_of_the_size_of_the_data_wants_all_the_memory_there_is() -
     whole = NoiseScale(inverse=0.01, error=0.0001, freedom=100)
     assert advice(whole, [_part(100, 1.0)], 64, 90)[0].startswith("As many examples per step as memory allows")
     assert advice(whole, [_part(100, 1.0)], 64, 110)[0].startswith("About 100 (98 to 100)")
+
+
+def test_steps_that_differ_too_much_are_no_reason_for_a_larger_batch() -> None:
+    """1/B may be 0, or up to 1/42: at 64 examples that is no evidence that the batch is too small."""
+    unsure = NoiseScale(inverse=0.01, error=0.006, freedom=9)
+    assert advice(unsure, [_part(100, 1.0)], 64, None)[0].startswith("These steps do not say which batch size")
+    assert "may be 42 examples or any" in advice(unsure, [_part(100, 1.0)], 64, None)[0]
+    assert advice(unsure, [_part(100, 1.0)], 40, None)[0].startswith("More than 40 examples")
+
+
+@pytest.mark.parametrize("inverse", [math.inf, 3.0])
+def test_a_noise_scale_below_one_example_wants_one(inverse: float) -> None:
+    whole = NoiseScale(inverse=inverse, error=0.0, freedom=100)
+    assert advice(whole, [_part(100, 1.0)], 64, None)[0].startswith("One example per step: the noise scale, about 0")
 
 
 def test_statistics_of_the_step_itself_come_before_averages(tmp_path: Path) -> None:
