@@ -31,11 +31,16 @@ def recommended(optimizer: torch.optim.Optimizer, *, global_batch_size: int = 64
 
     .. math:: b = c \, \frac{V}{\|\nabla F\|^2}, \qquad lr = lr_0 \, \frac{b}{b_0}
 
-    In code: c is `FRACTION`. The two limit each other. Where SGD hovers about a minimum at the rate lr, its own noise
-    leaves |grad F|^2 = lr h V / (2 b), with h the curvature averaged over the noise (a quadratic, small lr h; derived).
-    So b <= c V / |grad F|^2 says lr h <= 2 c: the batch, and with it the rate, stops growing where linear scaling would
-    become unstable. As long as it is stable, linear scaling keeps what a pass through the data does: the same sum of
-    learning rates, and the same ratio of rate to batch, which sets the noise.
+    In code: c is `FRACTION`. The two limit each other. Where SGD without momentum hovers about the minimum of a
+    quadratic, its own noise keeps the gradient at
+
+    .. math:: \frac{b \, \|\nabla F\|^2}{V} = \sum_j p_j \, \frac{lr \, h_j}{2 - lr \, h_j}
+
+    with h_j the curvatures and p_j the share of V along each (derived, for noise independent along them). The policy
+    holds this sum at c at most, and it is infinite where lr h_j reaches 2 along any of them: so the batch, and with
+    it the rate, stops growing before linear scaling becomes unstable, as far as the averages keep up; with a single
+    curvature at lr h = 2 c / (1 + c). As long as it is stable, linear scaling keeps what a pass through the data
+    does: the same sum of learning rates, and the same ratio of rate to batch, which sets the noise.
 
     When to use it, and where it was seen to fail: docs/how-to-choose.md.
 

@@ -99,19 +99,16 @@ def test_the_learning_rate_of_the_first_batch_is_the_optimizers_own() -> None:
         break
 
 
-@pytest.mark.parametrize("batch", [4, 32])
-def test_a_hovering_optimizer_has_the_noise_scale_that_the_docstring_says(batch: int) -> None:
-    """SGD about the minimum of a quadratic leaves |grad F|^2 = lr h V / (2 b), so b = B_noise where lr h = 2."""
-    generator = torch.Generator().manual_seed(0)
-    curvature = torch.linspace(0.5, 1.5, 400, dtype=torch.float64)
-    covariance = torch.linspace(3.0, 1.0, 400, dtype=torch.float64)  # of one example's gradient
-    lr, w, squares = 0.02, torch.zeros(400, dtype=torch.float64), []
-    for number in range(4000):
-        noise = (covariance / batch).sqrt() * torch.randn(400, generator=generator, dtype=torch.float64)
-        w -= lr * (curvature * w + noise)
-        if number >= 1000:
-            squares.append(float((curvature * w).square().sum()))
-    variance = float(covariance.sum())
-    mean_curvature = float((curvature * covariance).sum()) / variance
-    measured = variance / (sum(squares) / len(squares))
-    assert measured == pytest.approx(2 * batch / (lr * mean_curvature), rel=0.05)
+def test_the_gradient_that_hovering_sgd_keeps_is_that_of_the_docstring() -> None:
+    """Second moments m of the weights along three curvatures: m <- (1 - lr h)^2 m + lr^2 v / b, until they stay."""
+    curvatures, variances, lr, batch_size = (0.2, 1.0, 3.0), (1.0, 2.0, 0.5), 0.6, 4
+    moments = [0.0, 0.0, 0.0]
+    for _ in range(2000):
+        steps = zip(moments, curvatures, variances, strict=True)
+        moments = [(1 - lr * h) ** 2 * m + lr**2 * v / batch_size for m, h, v in steps]
+    found = batch_size * sum(h**2 * m for h, m in zip(curvatures, moments, strict=True)) / sum(variances)
+    shares = [v / sum(variances) for v in variances]
+    stated = sum(p * lr * h / (2 - lr * h) for p, h in zip(shares, curvatures, strict=True))
+    assert found == pytest.approx(stated, rel=1e-12)
+    small = lr * sum(p * h for p, h in zip(shares, curvatures, strict=True)) / 2  # what small lr h would leave
+    assert found > 4 * small
