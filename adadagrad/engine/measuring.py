@@ -260,14 +260,16 @@ def unwrapped(
         The estimator inside, None for ``"auto"``; and what to combine statistics over.
 
     Raises:
-        InvalidArgument: It is neither, or the policy wants an epoch and the user an average.
+        InvalidArgument: It is neither, an average of an average, or the policy wants an epoch and the user an average.
     """
     given, averaging = check_estimator(estimator), policy.averaging
     if not isinstance(given, ExponentialAverage):
         return given, averaging
     if averaging == "epoch":
         raise InvalidArgument(f"{policy!r} reads the sums of an epoch, not an average: give it another estimator")
-    return unwrapped(given.estimator, policy)[0], given.decay
+    if isinstance(given.estimator, ExponentialAverage):
+        raise InvalidArgument(f"estimator must average once, got {given!r}: give one decay")
+    return check_estimator(given.estimator), given.decay
 
 
 def _sizes(plain: Split, measured: Split) -> StepSize:

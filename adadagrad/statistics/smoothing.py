@@ -27,8 +27,8 @@ class ExponentialAverage(AbstractEstimator):
     batches, where one step's estimate of |grad F|^2 is often negative. It does not help a test against its bias from
     |g|^2 at small batches, because s is rebuilt with it. What breaks it: statistics that change within
     1 / (1 - decay) measured steps are followed too late, and that is not in the errors; ``every="auto"`` makes the
-    window longer in steps of training. A policy that asks for averages itself (`AbstractPolicy.averaging`) would be
-    averaged twice. Cost: that of the other estimator, and a few plain numbers.
+    window longer in steps of training. In an engine it takes the place of the average that a policy asks for itself
+    (`AbstractPolicy.averaging`). Cost: that of the other estimator, and a few plain numbers.
 
     Args:
         estimator: What measures, or ``"auto"``: `PerExample`, or `MicroBatch` where a module mixes examples, chosen

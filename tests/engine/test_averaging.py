@@ -185,6 +185,14 @@ def test_an_average_around_the_estimator_watches_a_constant_batch(tmp_path: Any)
         assert found == pytest.approx(expected, rel=1e-9)
 
 
+def test_the_users_average_takes_the_place_of_the_policys_and_cannot_be_nested() -> None:
+    measure = ada.Measure(every=1, estimator=ada.ExponentialAverage(ada.PerExample(), decay=0.5))
+    assert make_engine(make_model(), policy=Remembering(averaging=0.9), measure=measure).measuring.averaging.over == 0.5
+    nested = ada.Measure(estimator=ada.ExponentialAverage(measure.estimator, decay=0.8))
+    with pytest.raises(InvalidArgument, match="estimator must average once"):
+        make_engine(make_model(), measure=nested)
+
+
 def test_an_average_is_no_sum_over_an_epoch() -> None:
     measure = ada.Measure(estimator=ada.ExponentialAverage())
     with pytest.raises(InvalidArgument, match="reads the sums of an epoch, not an average"):
