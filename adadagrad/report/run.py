@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+CUT = "short batch"
+"""The reason of a step that the end of the budget, or of an epoch, has cut short."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRow:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adadagrad.report.run import Run, accuracy_metric, metric_title
+from adadagrad.report.run import CUT, Run, accuracy_metric, metric_title
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,8 +136,7 @@ def _last_planned(run: Run, sizes: list[int]) -> int | None:
     """The last step's size, or the one before where the budget cut the last step short."""
     if not sizes:
         return None
-    total = run.total_samples
-    cut = total is not None and run.steps[-1].samples_seen >= total and len(sizes) > 1 and sizes[-1] < sizes[-2]
+    cut = run.steps[-1].reason == CUT and len(sizes) > 1
     return sizes[-2] if cut else sizes[-1]
 
 
@@ -162,7 +161,7 @@ def _notes(run: Run, metric: str | None) -> list[str]:
         notes.append(f"{run.name}: logged {metric_title(own)}, which is not compared with {metric_title(metric)}")
     if run.end is None:
         seen = run.steps[-1].samples_seen if run.steps else 0
-        budget = f" of {run.total_samples:,}" if run.total_samples else ""
+        budget = f" of {run.total_samples:,}" if run.total_samples and seen <= run.total_samples else ""
         notes.append(f"{run.name}: stopped before its end, at {seen:,}{budget} samples")
     if run.skipped:
         notes.append(f"{run.name}: {run.skipped:,} update{'s' * (run.skipped > 1)} skipped (non-finite gradient)")

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adadagrad.report.run import Run
+from adadagrad.report.run import CUT, Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +37,7 @@ def batch_size_steps(run: Run, most: int = 2000) -> tuple[list[float], list[floa
     for step in run.steps:
         if not corners or corners[-1][1] != step.global_batch_size:
             corners.append((step.samples_seen - step.global_batch_size, step.global_batch_size))
-    total = run.total_samples
-    if len(corners) > 1 and corners[-1][1] < corners[-2][1] and total and run.steps[-1].samples_seen >= total:
+    if len(corners) > 1 and run.steps[-1].reason == CUT and corners[-1][1] < corners[-2][1]:
         corners.pop()  # the budget cut the last step short: no decision, so not part of the trace
     kept = thin(corners, most)
     if corners:

@@ -13,7 +13,7 @@ from adadagrad.core.errors import MissingExtra
 from adadagrad.report.page import report_html, write_report
 from adadagrad.report.plots import plots
 from adadagrad.report.reader import read_runs
-from adadagrad.report.run import Run
+from adadagrad.report.run import CUT, Run
 from adadagrad.report.style import LIGHT, drawing, png_bytes
 from adadagrad.report.thinning import batch_size_steps, bins
 from tests.report.logs import end, log, long_run, small_run, start, step, write
@@ -172,7 +172,7 @@ def test_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_batch_trace_has_a_point_at_each_change_only(tmp_path: Path) -> None:
-    (run,) = read_runs([write(tmp_path, [*small_run()[:-2], step(5, 96, 8)])])
+    (run,) = read_runs([write(tmp_path, [*small_run()[:-2], step(5, 96, 8, reason=CUT)])])
     samples, sizes = batch_size_steps(run)
     assert (samples, sizes) == ([0, 32, 96.0], [16, 32, 32])
 

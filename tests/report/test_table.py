@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from adadagrad.report.reader import read_run, read_runs
-from adadagrad.report.run import Run, accuracy_metric
+from adadagrad.report.run import CUT, Run, accuracy_metric
 from adadagrad.report.table import Table, comparison_table, summarize, table_text
+from adadagrad.report.thinning import batch_size_steps
 from tests.report.logs import end, log, small_run, start, step, write
 
 
@@ -18,7 +19,7 @@ def test_row_by_hand(tmp_path: Path) -> None:
 
 
 def test_last_step_that_the_budget_cut_is_not_the_last_batch_size(tmp_path: Path) -> None:
-    records = [start(total_samples=40), step(1, 16, 16), step(2, 32, 16), step(3, 40, 8), end(3, 40)]
+    records = [start(total_samples=40), step(1, 16, 16), step(2, 32, 16), step(3, 40, 8, reason=CUT), end(3, 40)]
     row = summarize(read_run(write(tmp_path, records)))
     assert row.last_batch_size == 16
     assert row.mean_batch_size == 40 / 3
@@ -27,6 +28,13 @@ def test_last_step_that_the_budget_cut_is_not_the_last_batch_size(tmp_path: Path
 def test_a_batch_that_shrank_before_the_end_counts(tmp_path: Path) -> None:
     records = [start(total_samples=100), step(1, 16, 16), step(2, 24, 8)]
     assert summarize(read_run(write(tmp_path, records))).last_batch_size == 8
+
+
+def test_a_run_that_counts_its_own_progress_may_go_beyond_its_budget_of_samples(tmp_path: Path) -> None:
+    run = read_run(write(tmp_path, [start(total_samples=40), step(1, 16, 16), step(2, 48, 32), step(3, 56, 8)]))
+    assert summarize(run).last_batch_size == 8  # chosen, not cut
+    assert batch_size_steps(run) == ([0, 16, 48, 56.0], [16, 32, 8, 8])
+    assert comparison_table([run]).notes == [f"{run.name}: stopped before its end, at 56 samples"]
 
 
 def test_text_and_notes(tmp_path: Path) -> None:
