@@ -41,7 +41,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
             f"--checkpoint {path} is no state dict of tensors alone (it holds {odd or 'nothing'}): save "
             "model.state_dict() by itself"
         )
-    for prefix in WRAPPERS:
+    while prefix := _wrapper(model.state_dict(), state):
         consume_prefix_in_state_dict_if_present(state, prefix)
     _refuse_other_model(model.state_dict(), state, path)
     try:
@@ -73,6 +73,13 @@ def _content(path: Path) -> Mapping[str, Any]:
             "torch.save(model.state_dict(), ...)"
         )
     return content
+
+
+def _wrapper(own: Mapping[str, Any], state: Mapping[str, Any]) -> str | None:
+    """The prefix that wrapping has put before all names; None where there is none, or the model has it itself."""
+    if any(name in own for name in state):
+        return None
+    return next((prefix for prefix in WRAPPERS if all(str(name).startswith(prefix) for name in state)), None)
 
 
 def _refuse_other_model(own: Mapping[str, Any], state: Mapping[str, Any], path: Path) -> None:

@@ -258,3 +258,17 @@ def test_weights_are_not_touched_by_those_of_another_model() -> None:
     with pytest.raises(InvalidArgument, match="of another model"):
         load_weights(model, Path("other.pt"))
     assert torch.equal(model.weight, before)
+
+
+@pytest.mark.parametrize("prefixes", ["", "_orig_mod.module.", "module._orig_mod.", "module.module.", "module."])
+def test_wrapping_is_taken_off_in_any_order_but_not_what_the_model_calls_itself(prefixes: str) -> None:
+    saved, model = nn.Linear(6, 3), nn.Linear(6, 3)
+    state = {f"{prefixes}{name}": value for name, value in saved.state_dict().items()}
+    torch.save(state, "wrapped.pt")
+    load_weights(model, Path("wrapped.pt"))
+    assert torch.equal(model.weight, saved.weight)
+    named = nn.Module()
+    named.module = nn.Linear(6, 3)
+    torch.save({f"{prefixes}{name}": value for name, value in saved.state_dict(prefix="module.").items()}, "named.pt")
+    load_weights(named, Path("named.pt"))
+    assert torch.equal(named.module.weight, saved.weight)
