@@ -167,7 +167,7 @@ class Measuring:
         Returns:
             The same, or combined with those of steps before, and ``""``; or None and a reason.
         """
-        return self.averaging.combine(statistics, (p for p in self._model.parameters() if p.requires_grad))
+        return self.averaging.combine(statistics, self._model.parameters())  # frozen ones too: they may be freed later
 
     def explain(self, size: int, micro_batch_size: int) -> str:
         """Return what is measured how, and what it is expected to cost; see `AdaptiveBatch.explain`.

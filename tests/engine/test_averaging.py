@@ -185,6 +185,18 @@ def test_an_average_around_the_estimator_watches_a_constant_batch(tmp_path: Any)
         assert found == pytest.approx(expected, rel=1e-9)
 
 
+def test_parameters_may_be_frozen_and_freed_within_an_epoch() -> None:
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    engine = make_engine(model, optimizer, policy=Remembering(averaging="epoch"), measure=EVERY)
+    first = next(model.parameters())
+    for step in engine:
+        step.run(mean_loss(model))
+        step.update()
+        first.requires_grad_(step.number % 3 != 0)
+    assert engine.progress == engine.total_samples
+
+
 def test_the_users_average_takes_the_place_of_the_policys_and_cannot_be_nested() -> None:
     measure = ada.Measure(every=1, estimator=ada.ExponentialAverage(ada.PerExample(), decay=0.5))
     assert make_engine(make_model(), policy=Remembering(averaging=0.9), measure=measure).measuring.averaging.over == 0.5
