@@ -18,6 +18,7 @@ from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.settings import Bounds, Measure
 from adadagrad.engine import AdaptiveBatch
 from adadagrad.engine.recommended import OVERHEAD, recommended
+from adadagrad.policies import CABS
 from adadagrad.policies.base import AbstractPolicy
 
 
@@ -49,7 +50,9 @@ def make_engine(
     named, min_batch_size, bounds = _choice(settings, optimizer)
     policy = named if policy is None else policy
     if chosen.rate == "recommended":
-        rate = recommended(optimizer)["rate"] if policy.needs else None
+        # A batch that CABS takes from the learning rate must not set it: each would drive the other to a bound.
+        follows = policy.needs and not isinstance(policy, CABS)
+        rate = recommended(optimizer)["rate"] if follows else None
     else:
         rate = make_rate(optimizer, chosen)
     budget: dict[str, Any] = {"epochs": run.epochs} if run.samples is None else {"total_samples": run.samples}

@@ -103,7 +103,7 @@ class OptimizerOptions:
         optimizer: adagrad, adagrad-norm, sgd, adam or adamw.
         lr: Learning rate, of the base batch where --rate changes it.
         rate: How the learning rate follows the batch size: none, recommended (linear for policies that measure, none
-            for others), adascale, adamscale, accumulator, linear, sqrt, legw or seesaw.
+            for others and for cabs), adascale, adamscale, accumulator, linear, sqrt, legw or seesaw.
         base_batch_size: Batch size that --lr was chosen for; without it the first one [any rate but none].
         smoothing: Weight of the past in the rate's averages; without it that of the AdaScale paper [adascale,
             adamscale, accumulator].

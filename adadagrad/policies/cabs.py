@@ -22,13 +22,14 @@ class CABS(AbstractPolicy):
     In code: c is `scale`, lr `observation.lr`, V `variance_trace`, n `num_examples`, and F the loss, averaged if the
     engine averages, less `loss_offset`.
 
-    Use it with plain SGD and a loss that can fall to about zero, in place of a decay of the learning rate: a larger
-    one asks for larger batches. The sizes also fall, where the variance does. A loss multiplied by k asks for the
-    same batch if the rate is divided by k, as SGD wants it; with the same rate it asks for k times as many.
-    It breaks where the loss has a floor (b then grows without end as F nears it: put the floor into `loss_offset`),
-    with momentum and with adaptive optimizers, whose steps are not lr g, and during a warm-up from lr = 0, where it
-    asks for the smallest batch that is allowed. A loss at or below the offset asks for an infinite batch, or NaN
-    without variance; both hold unless `Bounds.on_infinite` says otherwise. Constant time and memory.
+    Use it with plain SGD and a loss that can fall to about zero, in place of a decay of the learning rate: a larger one
+    asks for larger batches. The sizes also fall, where the variance does. A loss multiplied by k asks for the same
+    batch if the rate is divided by k, as SGD wants it; with the same rate it asks for k times as many. It breaks where
+    the loss has a floor (b then grows without end as F nears it: put the floor into `loss_offset`), with momentum and
+    with adaptive optimizers, whose steps are not lr g, and during a warm-up from lr = 0, where it asks for the smallest
+    batch that is allowed. Give it no `rate`: with a learning rate that follows the batch, each drives the other, and
+    linear scaling takes the batch to one of its bounds. A loss at or below the offset asks for an infinite batch, or
+    NaN without variance; both hold unless `Bounds.on_infinite` says otherwise. Constant time and memory.
 
     Args:
         scale: c, > 0, dimensionless; 1 in the paper. Smaller asks for smaller batches.

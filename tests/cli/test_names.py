@@ -6,14 +6,16 @@ import math
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from adadagrad.cli.config import BatchOptions, OptimizerOptions, PolicyOptions
-from adadagrad.cli.data import DataSource
+from adadagrad.cli.building import make_engine
+from adadagrad.cli.config import BatchOptions, OptimizerOptions, PolicyOptions, Settings
+from adadagrad.cli.data import DataSource, load_data
 from adadagrad.cli.names import (
     MODELS,
     OPTIMIZERS,
@@ -25,6 +27,7 @@ from adadagrad.cli.names import (
 )
 from adadagrad.cli.rates import RATES, make_rate
 from adadagrad.core.errors import InvalidArgument, UnknownName
+from adadagrad.rates import LinearScaling
 
 OPTIONS = PolicyOptions(
     eta=0.5,
@@ -68,6 +71,16 @@ def data(*shape: int) -> DataSource:
 def test_policies(name: str, text: str) -> None:
     assert repr(make_policy(BatchOptions(policy=name, global_batch_size=32), OPTIONS)) == text
     assert name in POLICIES
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [("recommended", LinearScaling()), ("norm", LinearScaling()), ("constant", None), ("cabs", None)],
+)
+def test_the_recommended_rate_follows_what_is_measured_but_not_what_it_would_drive_itself(name: str, rate: Any) -> None:
+    pytest.importorskip("sklearn")
+    engine = make_engine(Settings(batch=BatchOptions(policy=name)), load_data("digits"), None)
+    assert engine.learning_rate.rule == rate
 
 
 def test_quantile_is_given_to_the_reduction_that_has_one() -> None:
