@@ -104,7 +104,8 @@ class OptimizerOptions:
         lr: Learning rate, of the base batch where --rate changes it.
         rate: How the learning rate follows the batch size: none, recommended (linear for policies that measure, none
             for others and for cabs), adascale, adamscale, accumulator, linear, sqrt, legw or seesaw.
-        base_batch_size: Batch size that --lr was chosen for; without it the first one [any rate but none].
+        base_batch_size: Batch size that --lr was chosen for; without it the first one [any rate but none and
+            recommended].
         smoothing: Weight of the past in the rate's averages; without it that of the AdaScale paper [adascale,
             adamscale, accumulator].
         progress_in: What schedules and budget count: examples, or the gain's scale-invariant progress [adascale,

@@ -22,6 +22,8 @@ GAINS = ("adascale", "adamscale", "accumulator")
 """Learning-rate rules that measure noise."""
 RATES = (*GAINS, "linear", "sqrt", "legw", "seesaw")
 """Learning-rate rules whose base batch can be named."""
+MEASURE = ("measure_every", "max_overhead", "max_examples")
+"""Options of measuring."""
 
 READERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "eta": ("policy", ("norm", "coordinate", "big-batch")),
@@ -76,7 +78,9 @@ def refuse_unused(settings: Settings, arguments: Sequence[str], *, also: Sequenc
     chosen = {name: value for group in asdict(settings).values() for name, value in group.items()}
     for name in typed:
         decider, values = READERS.get(name, ("policy", ()))
-        if name in also or (name in ("measure_every", "max_examples") and chosen["rate"] in GAINS):
+        if name == "max_overhead" and chosen["measure_every"] == "auto":
+            decider, values = "policy", MEASURED  # is anything measured at all?
+        if name in also or (decider == "policy" and name in MEASURE and chosen["rate"] in GAINS):
             continue  # (the rate measures, whatever the policy does)
         if values and chosen[decider] not in values:
             flag, by = _flag(name), _flag(decider)

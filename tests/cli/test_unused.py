@@ -35,6 +35,8 @@ pytest.importorskip("tyro")
         ),
         ("--policy constant --measure-every 2", "--measure-every is not used with --policy constant"),
         ("--measure-every 2 --max-overhead 0.1", "--max-overhead is not used with --measure-every 2"),
+        ("--rate adascale --measure-every 2 --max-overhead 0.1", "--max-overhead is not used with --measure-every 2"),
+        ("--policy constant --max-overhead 0.1", "--max-overhead is not used with --policy constant"),
         ("--momentum 0.9", "--momentum is not used with --optimizer adagrad: .* --optimizer sgd"),
         ("--fraction 0.5", "--fraction is not used with --policy recommended: .* --policy noise-scale"),
         ("--policy norm --min-batch-size 8", "--min-batch-size is not used with --policy norm"),
@@ -63,6 +65,7 @@ def test_compare_is_checked_too() -> None:
         "--policy coordinate --reduction quantile --quantile 0.5",
         "--optimizer sgd --momentum 0.9",
         "--policy constant --rate adascale --measure-every 2 --smoothing 0.9",
+        "--policy constant --rate adascale --max-overhead 0.1",
         "--rate linear --base-batch-size 32",
     ],
 )
