@@ -192,9 +192,8 @@ class AdaptiveBatch:
             while self.progress < self.total_samples:
                 self._started = time.perf_counter()
                 self._gradients.refuse_leftovers()
-                step = self._next_step()
+                step = self._step = self._next_step()  # from here on it can be undone
                 self.learning_rate.begin(step.global_batch_size)
-                self._step = step
                 yield step
                 if not step.finished:
                     raise StepError(

@@ -257,6 +257,16 @@ def test_a_rate_changed_from_outside_is_an_error() -> None:
         train(engine, steps=1)
 
 
+def test_a_step_that_does_not_begin_leaves_no_trace_in_the_measuring() -> None:
+    engine = make_engine(make_model(), rate=Root())
+    train(engine, steps=5)
+    before = copy.deepcopy(engine.measuring.state_dict())
+    engine.optimizer.param_groups[0]["lr"] = 1.0
+    with pytest.raises(InvalidArgument, match="leave rate out"):
+        train(engine, steps=1)
+    assert repr(engine.measuring.state_dict()) == repr(before)
+
+
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
