@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from adadagrad.cli.rates import make_rate
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.settings import Bounds, Measure
 from adadagrad.engine import AdaptiveBatch
-from adadagrad.engine.recommended import OVERHEAD, recommended
+from adadagrad.engine.recommended import GROWTH, OVERHEAD, recommended
 from adadagrad.policies import CABS
 from adadagrad.policies.base import AbstractPolicy
 
@@ -86,8 +85,9 @@ def make_engine(
 def _choice(settings: Settings, optimizer: torch.optim.Optimizer) -> tuple[AbstractPolicy, int | None, Bounds]:
     """Return the policy, its smallest batch and its bounds; what is not given is the recommended, under that policy."""
     batch = settings.batch
+    averaged = batch.policy in ("recommended", "noise-scale")
     bounds = Bounds(
-        max_growth=batch.max_growth,
+        max_growth=GROWTH if averaged and batch.max_growth is None else batch.max_growth,
         multiple_of=batch.multiple_of,
         on_infinite=batch.on_infinite,
         confidence=batch.confidence,
@@ -96,8 +96,6 @@ def _choice(settings: Settings, optimizer: torch.optim.Optimizer) -> tuple[Abstr
         return make_policy(batch, settings.policy), batch.min_batch_size, bounds
     choice = recommended(optimizer, global_batch_size=batch.global_batch_size)
     smallest = choice["min_batch_size"] if batch.min_batch_size is None else batch.min_batch_size
-    if batch.max_growth is None:
-        bounds = replace(bounds, max_growth=choice["bounds"].max_growth)
     return choice["policy"], smallest, bounds
 
 
