@@ -11,7 +11,9 @@ from b=8, cap 60,000, pixels / 255. The published runs use 6,000,000 samples and
 process, and for the CNN 600,000 samples unless asked otherwise. Published result tables were not at hand.
 
 The paper's learning rate for AdaGrad-Norm was not at hand either. `--choose-lr` tries some at a constant batch of 64 on
-the training images without the last 5,000, and judges them by those; `LEARNING_RATES` holds its choice.
+the training images without the last 5,000, and judges them by those; `LEARNING_RATES` holds its choice. For logistic
+regression and 6,000,000 samples 1, 3, 10 and 30 gave 0.9396, 0.9412, 0.9420 and 0.9412 (seed 0). None has been chosen
+for the CNN yet.
 
 Seconds are processor seconds of one thread, so that other work on the machine counts little. Measuring is its share of
 each step's wall-clock time: what only measuring does. A weight gradient that is formed example by example, for the
@@ -61,10 +63,9 @@ ROWS = [
 LEARNING_RATES = {
     ("logistic", "adagrad"): 8e-3,
     ("cnn", "adagrad"): 8e-3,
-    ("logistic", "adagrad-norm"): 1.0,
-    ("cnn", "adagrad-norm"): 1.0,
+    ("logistic", "adagrad-norm"): 10.0,
 }
-TRIED = (1.0, 3.0, 10.0, 30.0, 100.0)
+TRIED = (1.0, 3.0, 10.0, 30.0)
 VALIDATION = 5000
 
 
@@ -122,6 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if options.data is None:
         parser.error("--data must name the folder with the four MNIST IDX files")
+    if (options.model, options.optimizer) not in LEARNING_RATES and not options.choose_lr:
+        parser.error(f"no learning rate is chosen for {_title(options)}: try --choose-lr, and set LEARNING_RATES")
     load_data(f"mnist:{options.data}")  # a wrong folder is named before any process starts
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         if options.choose_lr:

@@ -99,6 +99,7 @@ def test_learning_rates_are_judged_away_from_the_test_images(trained: list[Run])
         (["--data", "mnist", "--rows", "nothing"], "no such row"),
         (["--data", "mnist", "--optimizer", "adagrad-norm", "--rows", "weighted"], "no such row"),
         ([], "--data must name the folder"),
+        (["--data", "mnist", "--model", "cnn", "--optimizer", "adagrad-norm"], "no learning rate is chosen for cnn"),
         (["--draw"], "results/ holds no run of logistic, adagrad, 6,000,000 samples"),
     ],
 )
