@@ -31,7 +31,8 @@ class BatchOptions:
         policy: recommended (the choice that docs/how-to-choose.md explains), norm (the paper's test), inner-product,
             augmented, coordinate, noise-scale, cabs, divebatch, big-batch, constant, staged, linear or geometric.
         global_batch_size: Examples in the first step; a constant batch keeps it, --stages says it itself.
-        min_batch_size: Smallest batch of a policy that may shrink it [recommended, noise-scale, cabs].
+        min_batch_size: Smallest batch of a policy that may shrink it; without it the first one under the recommended
+            policy, and under others the smallest that can be measured [recommended, noise-scale, cabs].
         max_batch_size: Largest batch; without it the whole training set.
         micro_batch_size: Most examples in one forward: what memory allows.
         max_growth: Largest factor from one batch size to the next; without it 1.2 under the recommended policy and

@@ -17,11 +17,13 @@ RENAMED = {
     "milestones": "lr-milestones",
     "start": "global-batch-size",
     "end": "end-batch-size",
+    "scale": "cabs-scale",
+    "base_warmup_epochs": "legw-epochs",
 }
 """The library's arguments whose flag is not called after them; all others are, with hyphens."""
 
-PYTHON_ONLY = " (or None for no limit)"
-"""A remedy that nobody can type: on the command line the flag is left out."""
+PYTHON_ONLY = (" (or None for no limit)", ", or None for each step by itself")
+"""Remedies that nobody can type: on the command line the flag is left out."""
 
 
 def option_names() -> list[str]:
@@ -49,7 +51,9 @@ def in_flags(message: str, **renamed: str) -> str:
         '--measure-every must be >= 1, got 0: measure every step'
     """
     flags = {name: name.replace("_", "-") for name in option_names()} | RENAMED | renamed
-    text = message.replace(PYTHON_ONLY, "")
+    text = message
+    for remedy in PYTHON_ONLY:
+        text = text.replace(remedy, "")
     for name, flag in flags.items():
         argument = rf"(?<![\w(/.-]){name}\b"
         text = re.sub(rf"{argument}=[\"']?(\w+)[\"']?", rf"--{flag} \1", text)

@@ -52,6 +52,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 def _content(path: Path) -> Mapping[str, Any]:
     """What the file holds, its checksums verified where it has them."""
+    if path.is_dir():
+        raise CorruptCheckpoint(f"--checkpoint {path} is a folder: give a file, such as {path / 'checkpoint.pt'}")
     if not path.is_file():
         raise CorruptCheckpoint(f"--checkpoint {path} does not exist: check the path")
     try:

@@ -81,7 +81,7 @@ class LinearBatch(AbstractPolicy):
         increment: Step from one size to the next, >= 1 [examples]. Larger means fewer different sizes.
 
     Raises:
-        InvalidArgument: An argument is not an integer in its range, or end - start is not a multiple of increment.
+        InvalidArgument: An argument is not an integer in its range, or increments do not lead from start to end.
 
     Source: Megatron-LM, ``--rampup-batch-size start increment samples`` of older versions (verified in
         num_microbatches_calculator.py at 00caa53).
@@ -109,8 +109,11 @@ class LinearBatch(AbstractPolicy):
                 "a decreasing batch size can be given as a StagedBatch"
             )
         if (self.end - self.start) % self.increment:
+            whole = self.end - (self.end - self.start) % self.increment
             raise InvalidArgument(
-                f"end - start must be a multiple of increment, got {self.end} - {self.start} and {self.increment}"
+                "end must be reached from start in whole increments, "
+                f"got end={self.end}, start={self.start} and increment={self.increment}: take end={whole}, or "
+                f"end={whole + self.increment}"
             )
 
     def required_batch_size(self, observation: Observation) -> float:

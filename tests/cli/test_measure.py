@@ -173,6 +173,7 @@ def _weights(folder: Path) -> None:
         (["--max-overhead", "0.9"], "--max-overhead is not used with --measure-every 1"),
         (["--config", "polluted.toml"], "policy of [batch] in polluted.toml must be a string, got 3"),
         (["--config", "none.toml"], "--config none.toml cannot be read"),
+        (["--checkpoint", "."], "--checkpoint . is a folder: give a file, such as checkpoint.pt"),
         (["--checkpoint", "none.pt"], "--checkpoint none.pt does not exist"),
         (["--checkpoint", "empty.pt"], "--checkpoint empty.pt is damaged, or holds something else than weights"),
         (["--checkpoint", "module.pt"], "--checkpoint module.pt is damaged, or holds something else than weights"),

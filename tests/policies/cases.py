@@ -306,7 +306,7 @@ CASES = [
             ({"start": 4, "end": 8, "ramp_samples": 10, "increment": 0}, "increment must be >= 1, got 0"),
             (
                 {"start": 4, "end": 8, "ramp_samples": 10, "increment": 3},
-                "end - start must be a multiple of increment, got 8 - 4 and 3",
+                "reached from start in whole increments, got end=8, start=4 and increment=3: take end=7, or end=10",
             ),
         ),
     ),
