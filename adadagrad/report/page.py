@@ -83,7 +83,8 @@ def _facts(runs: Sequence[Run]) -> str:
     for key, text in words.items():
         values = [run.start.get(key) for run in runs]
         if all(isinstance(value, int | str) and value == values[0] for value in values):
-            facts.append(text.format(values[0]))
+            of_progress = " of progress" * (key == "total_samples" and any(run.counts_progress for run in runs))
+            facts.append(text.format(values[0]) + of_progress)
     return ", ".join(facts)
 
 

@@ -69,6 +69,16 @@ def plots(runs: Sequence[Run]) -> list[Plot]:
                 draw=lambda: _batch_size(runs),
             )
         )
+    if any(min(rates) < max(rates) for rates in _learning_rates(runs) if rates):
+        found.append(
+            Plot(
+                name="learning-rate",
+                title="Learning rate against samples",
+                reading="The rate of the first parameter group, as the step used it: the one that was given, times the "
+                "schedule, times the factor of the rule by which the rate follows the batch.",
+                draw=lambda: _learning_rate(runs),
+            )
+        )
     metric = accuracy_metric(runs)
     if metric is not None:
         found.extend(_accuracy_plots(runs, metric))
@@ -131,6 +141,25 @@ def _batch_size(runs: Sequence[Run]) -> Any:
     return figure
 
 
+def _learning_rate(runs: Sequence[Run]) -> Any:
+    figure, axes = new_figure()
+    handles = []
+    for place, run in enumerate(runs):
+        points = [(float(step.samples_seen), step.lr) for step in run.steps if step.lr is not None]
+        if points:
+            handles += axes.plot(*zip(*thin(points, 500), strict=True), **_look(place, run))
+    label_axis(axes, "x", "samples seen")
+    label_axis(axes, "y", "learning rate")
+    axes.set_ylim(bottom=0)
+    legend_above(figure, handles)
+    return figure
+
+
+def _learning_rates(runs: Sequence[Run]) -> list[list[float]]:
+    """The learning rates of each run's steps, where they were recorded."""
+    return [[step.lr for step in run.steps if step.lr is not None] for run in runs]
+
+
 def _accuracy(
     runs: Sequence[Run], metric: str, label: str, place_of: Callable[[LogRow], float], may_spread: bool = True
 ) -> Any:
@@ -175,8 +204,7 @@ def _test_sides(runs: Sequence[Run]) -> Any:
         limits = [(s.samples_seen, s.threshold) for s in run.steps if s.threshold is not None and s.threshold > 0]
         if limits:
             axes.plot(*zip(*thin(limits, 300), strict=True), linestyle="--", linewidth=1.4, color=color_of(place))
-    if any(step.threshold is not None for run in runs for step in run.steps):
-        handles.append(Line2D([], [], color=INK, linestyle="--", linewidth=1.4, label="threshold"))
+    handles.append(Line2D([], [], color=INK, linestyle="--", linewidth=1.4, label="threshold"))
     handles.append(Line2D([], [], color=INK, linestyle="none", marker="o", markersize=3, alpha=0.5, label="measured"))
     end = max(run.steps[-1].samples_seen for run in runs if run.steps)
     axes.set_xlim(-0.03 * end, 1.03 * end)
@@ -187,7 +215,9 @@ def _test_sides(runs: Sequence[Run]) -> Any:
 
 
 def _measured(run: Run) -> list[tuple[float, float]]:
-    """Samples and the left side of the test, where it was measured and can stand on a log axis."""
+    """Samples and the left side of the test, where it was measured and can stand on a log axis; none without a test."""
+    if all(step.threshold is None for step in run.steps):
+        return []
     return [
         (step.samples_seen, step.relative_variance)
         for step in run.steps

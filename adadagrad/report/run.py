@@ -91,6 +91,11 @@ class Run:
         total = self.start.get("total_samples")
         return int(total) if isinstance(total, int | float) else None
 
+    @property
+    def counts_progress(self) -> bool:
+        """Whether the budget counts the progress of a learning-rate rule, so that samples seen differ from it."""
+        return "progress_in='scale_invariant'" in str(self.start.get("rate"))
+
     def series(self, metric: str) -> list[tuple[LogRow, float]]:
         """Collect one metric's finite values in order.
 

@@ -161,7 +161,8 @@ def _notes(run: Run, metric: str | None) -> list[str]:
         notes.append(f"{run.name}: logged {metric_title(own)}, which is not compared with {metric_title(metric)}")
     if run.end is None:
         seen = run.steps[-1].samples_seen if run.steps else 0
-        budget = f" of {run.total_samples:,}" if run.total_samples and seen <= run.total_samples else ""
+        counts_samples = run.total_samples and seen <= run.total_samples and not run.counts_progress
+        budget = f" of {run.total_samples:,}" if counts_samples else ""
         notes.append(f"{run.name}: stopped before its end, at {seen:,}{budget} samples")
     if run.skipped:
         notes.append(f"{run.name}: {run.skipped:,} update{'s' * (run.skipped > 1)} skipped (non-finite gradient)")

@@ -116,6 +116,36 @@ def test_figures_say_what_is_on_their_axes(runs: list[Run]) -> None:
     }
 
 
+def test_a_policy_without_a_threshold_has_no_two_sides(tmp_path: Path) -> None:
+    records = [record | {"threshold": None} if record["kind"] == "step" else record for record in small_run()]
+    write(tmp_path / "noise-scale", records)
+    write(tmp_path / "norm", small_run())
+    alone, beside = read_runs([tmp_path / "noise-scale"]), read_runs([tmp_path / "noise-scale", tmp_path / "norm"])
+    assert "test" not in [plot.name for plot in plots(alone)]
+    [both] = [plot for plot in plots(beside) if plot.name == "test"]
+    with drawing("test"):
+        labels = [text.get_text() for text in both.draw().legends[0].get_texts()]
+    assert labels == ["norm", "threshold", "measured"]
+
+
+def test_a_learning_rate_that_moves_is_drawn(tmp_path: Path) -> None:
+    rates = iter((0.1, 0.1, 0.2, 0.5))
+    records = [record | {"lr": next(rates)} if record["kind"] == "step" else record for record in small_run()]
+    write(tmp_path / "run", records)
+    [plot] = [plot for plot in plots(read_runs([tmp_path / "run"])) if plot.name == "learning-rate"]
+    with drawing("learning-rate"):
+        axes = plot.draw().axes[0]
+    assert (axes.get_yscale(), axes.get_ylim()[0]) == ("linear", 0)
+    assert axes.lines[0].get_xydata().tolist() == [[16, 0.1], [32, 0.1], [64, 0.2], [96, 0.5]]
+
+
+def test_a_budget_of_progress_is_not_called_one_of_samples(tmp_path: Path) -> None:
+    counting = start(rate="AdaScale(base_batch_size=None, smoothing=None, progress_in='scale_invariant')")
+    [run] = read_runs([write(tmp_path / "run", [counting, *small_run()[1:-1]])])
+    assert "a budget of 96 samples of progress" in report_html([run])
+    assert "stopped before its end, at 96 samples" in report_html([run])
+
+
 def test_the_same_runs_give_the_same_page(runs: list[Run]) -> None:
     assert report_html(runs) == report_html(runs)
 
