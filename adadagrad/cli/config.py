@@ -104,8 +104,8 @@ class OptimizerOptions:
     Args:
         optimizer: adagrad, adagrad-norm, sgd, adam or adamw.
         lr: Learning rate, of the base batch where --rate changes it.
-        rate: How the learning rate follows the batch size: none, recommended (linear for policies that measure, none
-            for others and for cabs), adascale, adamscale, accumulator, linear, sqrt, legw or seesaw.
+        rate: How the learning rate follows the batch size: none, recommended (linear with the recommended policy and
+            noise-scale, none with others), adascale, adamscale, accumulator, linear, sqrt, legw or seesaw.
         base_batch_size: Batch size that --lr was chosen for; without it the first one [any rate but none and
             recommended].
         smoothing: Weight of the past in the rate's averages; without it that of the AdaScale paper [adascale,

@@ -46,7 +46,7 @@ def test_what_is_given_takes_the_place_of_the_recommended() -> None:
 @pytest.mark.parametrize(
     ("policy", "growth", "rule"),
     [
-        ("norm", None, ada.LinearScaling()),
+        ("norm", None, None),  # the paper's setting
         ("noise-scale", 1.2, ada.LinearScaling()),
         ("cabs", None, None),  # it takes the batch from the rate
         ("constant", None, None),

@@ -75,7 +75,13 @@ def test_policies(name: str, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "rate"),
-    [("recommended", LinearScaling()), ("norm", LinearScaling()), ("constant", None), ("cabs", None)],
+    [
+        ("recommended", LinearScaling()),
+        ("noise-scale", LinearScaling()),
+        ("norm", None),
+        ("constant", None),
+        ("cabs", None),
+    ],
 )
 def test_the_recommended_rate_follows_what_is_measured_but_not_what_it_would_drive_itself(name: str, rate: Any) -> None:
     pytest.importorskip("sklearn")
