@@ -83,7 +83,7 @@ def test_policies(name: str, text: str) -> None:
         ("cabs", None),
     ],
 )
-def test_the_recommended_rate_follows_what_is_measured_but_not_what_it_would_drive_itself(name: str, rate: Any) -> None:
+def test_the_recommended_rate_follows_a_batch_near_the_noise_scale_and_no_other(name: str, rate: Any) -> None:
     pytest.importorskip("sklearn")
     engine = make_engine(Settings(batch=BatchOptions(policy=name)), load_data("digits"), None)
     assert engine.learning_rate.rule == rate
