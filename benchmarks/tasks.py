@@ -61,7 +61,8 @@ class Task:
         budget: Examples to train on in total.
         sizes: Constant batch sizes to compare with, in examples, from small to large.
         base_batch_size: Where adaptive methods begin, and what the learning rates were chosen at.
-        learning_rates: Three for each of `OPTIMIZERS`, from small to large.
+        learning_rates: Three or more for each optimizer, from small to large; those of `TASKS` have three for each of
+            `OPTIMIZERS`.
         metric: What counts: ``"accuracy"``, or ``"loss"`` in nats per target.
         micro_batch_size: Most examples in one forward.
     """
@@ -72,7 +73,7 @@ class Task:
     budget: int
     sizes: tuple[int, ...]
     base_batch_size: int
-    learning_rates: Mapping[str, tuple[float, float, float]] = field(hash=False)
+    learning_rates: Mapping[str, tuple[float, ...]] = field(hash=False)
     metric: str = "accuracy"
     micro_batch_size: int = 512
 

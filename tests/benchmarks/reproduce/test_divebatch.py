@@ -34,7 +34,7 @@ def test_rows_of_both_tasks() -> None:
 
 
 def test_each_row_has_its_own_rate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    low, _, high = TASK["synthetic"].learning_rates["plain-sgd"]
+    low, *_, high = TASK["synthetic"].learning_rates["plain-sgd"]
 
     def make(config: Config) -> dict[str, Any]:
         return made_up(config, 0.9 if config.lr == (low if "divebatch" in config.method else high) else 0.1)
