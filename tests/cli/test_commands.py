@@ -131,7 +131,7 @@ def test_compare_trains_four_ways_on_equal_samples(capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     assert all(name in out for name in (*NAMES, "validation"))
     page = Path("runs/compare-001/report.html").read_text()
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 7
     assert page.count("<details>") == 4
 
 
