@@ -49,8 +49,8 @@ class AccumulatorScale(AbstractGainRate):
     Raises:
         InvalidArgument: memory lies outside [0, 1], or an argument is one that `AdaScale` refuses.
 
-    Source: this project, derived from the gain of AdaScale, arXiv 2007.05105; linear scaling was
-        better wherever both were tried (LOG.md).
+    Source: this project, derived from the gain of AdaScale, arXiv 2007.05105; no better than
+        linear scaling where both were tried, and worse on a small GPT (LOG.md).
     Differs: AdaScale leaves the optimizer's denominator out of account. Steps applied before the first measurement
         enter neither v nor v_0; later ones that are not measured enter with the averages.
 
