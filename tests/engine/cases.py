@@ -75,6 +75,17 @@ class Recording(torch.optim.SGD):
         super().step()
 
 
+class Failing(Recording):
+    """The same; its update fails while `fail` is set."""
+
+    fail = False
+
+    def step(self, closure: Any = None) -> None:
+        if self.fail:
+            raise RuntimeError("no")
+        super().step(closure)
+
+
 def make_data(n: int = 203, inputs: int = 5, classes: int = 3, dtype: torch.dtype = torch.float64) -> TensorDataset:
     """Noisy classification data, with the row's number as a third column and a weight as a fourth."""
     generator = torch.Generator().manual_seed(n)

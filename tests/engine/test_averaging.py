@@ -17,6 +17,7 @@ from adadagrad.core.records import GradientStatistics, Observation
 from adadagrad.policies.base import AbstractPolicy
 from adadagrad.statistics.running import RunningStatistics
 from tests.engine.cases import (
+    Failing,
     Recording,
     losses_of,
     make_data,
@@ -149,14 +150,6 @@ def test_resuming_in_the_middle_is_exact(averaging: Any, at: int, tmp_path: Any)
 
 @pytest.mark.parametrize("averaging", [0.9, "epoch"])
 def test_a_step_that_is_given_up_leaves_no_trace(averaging: Any) -> None:
-    class Failing(Recording):
-        fail = False
-
-        def step(self, closure: Any = None) -> None:
-            if self.fail:
-                raise RuntimeError("no")
-            super().step(closure)
-
     model = make_model()
     optimizer = Failing(model.parameters())
     engine = make_engine(model, optimizer, policy=Remembering(averaging=averaging), measure=EVERY)

@@ -18,6 +18,7 @@ from adadagrad.core.records import GradientStatistics
 from adadagrad.core.step_scale import StepScale
 from adadagrad.rates.base import AbstractRate
 from tests.engine.cases import (
+    Failing,
     Recording,
     Sizes,
     make_data,
@@ -206,14 +207,6 @@ def test_a_step_that_is_given_up_or_skipped_leaves_no_trace_in_the_rule() -> Non
 
 
 def test_a_failing_optimizer_leaves_no_trace_in_the_rule() -> None:
-    class Failing(Recording):
-        fail = False
-
-        def step(self, closure: Any = None) -> None:
-            if self.fail:
-                raise RuntimeError("no")
-            super().step(closure)
-
     model = make_model()
     optimizer = Failing(model.parameters())
     engine = make_engine(
