@@ -20,7 +20,8 @@ from adadagrad.core.errors import InvalidArgument
 class Assembler:
     """Delivers batches of any size, one after the other, from a stream of examples.
 
-    Every example of an epoch of the stream is delivered once, in an order that depends on the seed alone. A batch
+    Every example of an epoch of the stream is delivered once, in an order that depends on the seed alone. Where ranks
+    share the stream, this rank's part of it; `seek` then says where all of them stand once a step is over. A batch
     may span two epochs. A batch that lies inside one chunk is a view of it; one that spans chunks is a copy.
 
     What breaks it: batches whose trailing shapes change from chunk to chunk (padding to the longest example)
@@ -49,19 +50,20 @@ class Assembler:
         """Deliver the next micro-batches, each made only when it is asked for.
 
         Args:
-            sizes: Examples in each micro-batch, >= 1.
+            sizes: Examples in each micro-batch. 0 stands for one that a rank runs for the others' sake, when it has no
+                example of its own left: it holds the next example, which comes again when its turn is there.
 
         Returns:
             An iterator over as many batches. The position advances as each one is handed over, so that leaving
             early loses none of those that were not.
 
         Raises:
-            InvalidArgument: No sizes, or one that is not an integer >= 1; raised at once, not at the first batch.
+            InvalidArgument: No sizes, or one that is not an integer >= 0; raised at once, not at the first batch.
         """
         if not sizes:
             raise InvalidArgument("sizes must name at least one micro-batch, got none")
         for size in sizes:
-            check_integer(1, sizes=size)
+            check_integer(0, sizes=size)
         return self._deliver(sizes)
 
     @property
@@ -93,11 +95,11 @@ class Assembler:
 
     def _deliver(self, sizes: Sequence[int]) -> Iterator[Any]:
         for size in sizes:
-            batch = self._read(self._cursor.position, size)
-            self._cursor.position += size
+            batch = self._read(self._cursor.own, max(size, 1), keep=size == 0)
+            self._cursor.own += size
             yield batch
 
-    def _read(self, start: int, count: int) -> Any:
+    def _read(self, start: int, count: int, *, keep: bool) -> Any:
         stop = start + count
         parts = []
         while start < stop:
@@ -106,7 +108,7 @@ class Assembler:
                 chunk = self._chunk = self.source.chunk(start, stop - start)
             end = min(stop, chunk.stop)
             parts.append(chunk.part(start, end))
-            if end == chunk.stop:
+            if end == chunk.stop and not keep:
                 self._chunk = None  # nothing of it is needed any more: let its memory go
             start = end
         return parts[0] if len(parts) == 1 else join_batches(parts)

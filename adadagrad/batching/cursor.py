@@ -3,6 +3,10 @@
 The order is an endless stream of permutations of the data set, one an epoch. Position p, counted in examples,
 is example ``permutation(p // N)[p % N]``. No batch size enters, so a run can change its batch size at any
 step, and resume anywhere with any other one, without skipping or repeating an example.
+
+Several ranks share the stream: rank r of W delivers the positions p with p % W = r. So a step over the positions
+P .. P+b-1 holds the same examples whatever W is, the ranks' parts differ by one example at most, and each rank reads a
+stream of its own from end to end, which its data workers can fetch ahead without knowing a batch size.
 """
 
 from __future__ import annotations
@@ -29,18 +33,23 @@ class SampleOrder:
         size: N, examples in the data set, >= 1.
         seed: The run's seed, an integer; its low 64 bits count.
         shuffle: Whether to permute; False keeps the data set's own order in every epoch.
+        rank: r, this process's number among those that share the stream, from 0.
+        ranks: W, how many there are. Positions that a method takes are counted in this rank's own examples.
 
     Example:
         >>> SampleOrder(3, seed=0, shuffle=False).locate(2, 3)
         [(0, 2), (1, 0), (1, 1)]
+        >>> SampleOrder(3, seed=0, shuffle=False, rank=1, ranks=2).locate(0, 3)
+        [(0, 1), (1, 0), (1, 2)]
     """
 
-    def __init__(self, size: int, seed: int, shuffle: bool = True) -> None:
-        check_integer(1, size=size)
+    def __init__(self, size: int, seed: int, shuffle: bool = True, *, rank: int = 0, ranks: int = 1) -> None:
+        check_integer(1, size=size, ranks=ranks)
         check_integer(-(2**63), seed=seed)
         self.size = size
         self.seed = seed
         self.shuffle = shuffle
+        self.rank, self.ranks = rank, ranks
         self._epoch = -1
         self._permutation = torch.empty(0, dtype=torch.int64)
 
@@ -62,6 +71,19 @@ class SampleOrder:
             self._epoch = epoch
         return self._permutation
 
+    def before(self, position: int, rank: int | None = None) -> int:
+        """Return how many of the examples before a position of the shared stream are a rank's.
+
+        Args:
+            position: Examples from the start of the shared stream.
+            rank: Whose; None for this one's.
+
+        Returns:
+            The number, which is the place of the rank's next example in its own stream.
+        """
+        rank = self.rank if rank is None else rank
+        return (position - rank + self.ranks - 1) // self.ranks
+
     def indices(self, start: int, count: int) -> Tensor:
         """Return the indices of the examples at positions start .. start+count-1, over epochs if need be.
 
@@ -72,9 +94,9 @@ class SampleOrder:
         Returns:
             Shape (count,), int64.
         """
-        epoch, offset = divmod(start, self.size)
-        if offset + count <= self.size:
-            return self.permutation(epoch)[offset : offset + count]
+        epoch, offset = divmod(start * self.ranks + self.rank, self.size)
+        if offset + (count - 1) * self.ranks < self.size:
+            return self.permutation(epoch)[offset : offset + (count - 1) * self.ranks + 1 : self.ranks]
         return torch.cat([part for _, part in self._segments(start, count)])
 
     def locate(self, start: int, count: int) -> list[tuple[int, int]]:
@@ -93,9 +115,9 @@ class SampleOrder:
         """Yield (epoch, indices) for each epoch that the positions touch."""
         stop = start + count
         while start < stop:
-            epoch, offset = divmod(start, self.size)
-            length = min(self.size - offset, stop - start)
-            yield epoch, self.permutation(epoch)[offset : offset + length]
+            epoch, offset = divmod(start * self.ranks + self.rank, self.size)
+            length = min(-(-(self.size - offset) // self.ranks), stop - start)
+            yield epoch, self.permutation(epoch)[offset : offset + (length - 1) * self.ranks + 1 : self.ranks]
             start += length
 
 
@@ -104,13 +126,17 @@ class Cursor:
 
     Args:
         order: The stream.
-        position: Examples delivered so far, >= 0.
+        position: Examples delivered so far by all ranks, >= 0.
     """
 
     def __init__(self, order: SampleOrder, position: int = 0) -> None:
         self.order = order
-        self.position = position
         self.seek(position)
+
+    @property
+    def position(self) -> int:
+        """Examples delivered by all ranks; where there are several, as of the last `seek`."""
+        return self.own if self.order.ranks == 1 else self._sought
 
     @property
     def epoch(self) -> int:
@@ -123,9 +149,11 @@ class Cursor:
         return self.order.size - self.position % self.order.size
 
     def seek(self, position: int) -> None:
-        """Go to a position, in examples from the start of the stream; >= 0."""
+        """Go to a position, in examples from the start of the shared stream; >= 0."""
         check_integer(0, position=position)
-        self.position = position
+        self._sought = position
+        self.own = self.order.before(position)
+        """Examples that this rank has delivered."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position, and what it is a position in, as plain numbers."""

@@ -34,7 +34,9 @@ class MapStyleDataset(Protocol):
         ...
 
 
-def make_source(data: Any, *, seed: int, chunk_size: int, stop: int | None = None) -> AbstractSource:
+def make_source(
+    data: Any, *, seed: int, chunk_size: int, stop: int | None = None, rank: int = 0, ranks: int = 1
+) -> AbstractSource:
     """Make the source of a run's examples from a data set or a DataLoader.
 
     A data set is shuffled. A loader is shuffled if it was made with ``shuffle=True``, and otherwise keeps the data
@@ -47,6 +49,8 @@ def make_source(data: Any, *, seed: int, chunk_size: int, stop: int | None = Non
         chunk_size: Examples fetched and collated together, the run's `micro_batch_size`. Smaller chunks cost more
             calls; larger ones more memory.
         stop: Position after which nothing is fetched ahead, the run's budget in examples.
+        rank: This process's number among those that share the stream.
+        ranks: How many there are.
 
     Returns:
         The source; its `order` knows the data set's size. No worker starts before the first chunk is asked for.
@@ -61,7 +65,8 @@ def make_source(data: Any, *, seed: int, chunk_size: int, stop: int | None = Non
     dataset = data if loader is None else loader.dataset
     size = _size(dataset)
     shuffle = True if loader is None else _is_shuffled(loader, size)
-    order = SampleOrder(size, seed, shuffle)
+    order = SampleOrder(size, seed, shuffle, rank=rank, ranks=ranks)
+    stop = None if stop is None else order.before(stop)
     tensors, rows = _tensors(dataset)
     if tensors and (loader is None or (loader.num_workers == 0 and loader.collate_fn is default_collate)):
         pin_memory = loader is not None and loader.pin_memory and torch.accelerator.is_available()

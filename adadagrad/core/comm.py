@@ -1,45 +1,115 @@
-"""Sums over ranks that are a no-op in one process, so that formulas are written once.
+"""Who shares a step: `Ranks`, with sums over them that do nothing in one process, so that formulas are written once.
 
-Every function is a collective: all ranks must call it with the same shapes, in the same order.
+Which processes a number is summed over is never guessed from torch's global state: whoever sums is handed the ranks.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 
-def world_size() -> int:
-    """Return the number of ranks, 1 without an initialised process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranks:
+    """The processes that share a step, seen from one of them.
 
-
-def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Add a tensor over all ranks, in place.
-
-    Args:
-        tensor: Any shape, the same on every rank; changed in place where there is more than one rank.
-
-    Returns:
-        The same tensor, holding the sum.
-    """
-    if world_size() > 1:
-        dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
-    return tensor
-
-
-def sum_scalars(*values: float, device: torch.device | None = None) -> tuple[float, ...]:
-    """Add plain numbers over all ranks in one message of 8 bytes each.
+    Every method that takes values is a collective: all ranks must call it, with as many values, in the same order.
 
     Args:
-        *values: This rank's addends.
-        device: Where the message is built; the group's own device for nccl, the CPU otherwise.
+        index: This process's number among them, from 0.
+        count: W, how many there are.
+        device: Where messages are built: the CPU for gloo, the model's own device for nccl.
+        group: Their process group; None is torch's default group.
 
-    Returns:
-        The sums, in the order given; the values unchanged in one process.
+    Example:
+        >>> Ranks().sum(1.5, 2.0)
+        (1.5, 2.0)
     """
-    if world_size() == 1:
-        return values
-    message = torch.tensor(values, dtype=torch.float64, device=device)
-    return tuple(all_reduce_sum(message).tolist())
+
+    index: int = 0
+    count: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    group: dist.ProcessGroup | None = None
+
+    def sum(self, *values: float) -> tuple[float, ...]:
+        """Add plain numbers over the ranks, in one message of 8 bytes each.
+
+        Args:
+            *values: This rank's addends.
+
+        Returns:
+            The sums, in the order given, the same on all ranks.
+        """
+        if self.count == 1 or not values:
+            return values
+        return tuple(self.add_(torch.tensor(values, dtype=torch.float64, device=self.device)).tolist())
+
+    def add_(self, tensor: Tensor) -> Tensor:
+        """Add a tensor over the ranks, in place.
+
+        Args:
+            tensor: Any shape, the same on every rank, on a device that the group can send from.
+
+        Returns:
+            The same tensor, holding the sum.
+        """
+        if self.count > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=self.group)
+        return tensor
+
+    def first(self, *values: float) -> tuple[float, ...]:
+        """Return what the first rank says.
+
+        Args:
+            *values: This rank's numbers, which count on rank 0 only.
+
+        Returns:
+            Rank 0's.
+        """
+        if self.count == 1:
+            return values
+        message = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.broadcast(message, group=self.group, group_src=0)
+        return tuple(message.tolist())
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's value; for rare occasions, such as a checkpoint.
+
+        Args:
+            value: Anything that pickles.
+
+        Returns:
+            One value a rank, in order, on all ranks.
+        """
+        if self.count == 1:
+            return [value]
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, value, group=self.group)
+        return found
+
+
+ALONE = Ranks()
+"""A single process."""
+
+
+def all_ranks(device: torch.device | None = None, group: dist.ProcessGroup | None = None) -> Ranks:
+    """Return the ranks of a process group, a single one where none has been made.
+
+    Args:
+        device: The model's device, where nccl's messages must lie; not used under gloo.
+        group: The group; None is torch's default one.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return ALONE
+    on_device = device is not None and dist.get_backend(group) == "nccl"
+    return Ranks(
+        index=dist.get_rank(group),
+        count=dist.get_world_size(group),
+        device=device if on_device and device is not None else torch.device("cpu"),
+        group=group,
+    )

@@ -78,6 +78,10 @@ class LossWithoutGradient(StepError):
     """The loss does not require grad, so a backward would do nothing."""
 
 
+class RanksDisagree(AdadagradError):
+    """The processes that share a run have come apart: they are not at the same step with the same plan."""
+
+
 class NonFiniteGradient(AdadagradError):
     """A loss or gradient is NaN or infinite and the run was told to stop there."""
 

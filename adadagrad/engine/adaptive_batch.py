@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adadagrad.batching import Assembler, make_plan, make_source
+from adadagrad.batching.mixing import seed_for
 from adadagrad.batching.trees import map_leaves
 from adadagrad.checkpoint import load_checkpoint, save_checkpoint
 from adadagrad.core.checks import check_choice, check_integer, check_positive
@@ -34,7 +35,9 @@ from adadagrad.engine.log_records import end_record, metrics_record, start_recor
 from adadagrad.engine.measuring import Measuring
 from adadagrad.engine.run_log import RunLog
 from adadagrad.engine.saving import engine_state, restore_engine
+from adadagrad.engine.splitting import Share
 from adadagrad.engine.step import Step
+from adadagrad.parallel import AbstractParallel, recognise
 from adadagrad.policies.bounds import check_bounds
 from adadagrad.statistics.compiled import compiled_modules, let_batch_size_vary
 
@@ -47,7 +50,8 @@ class AdaptiveBatch:
     new batch size takes effect at the next step, with the same data workers.
 
     Args:
-        model: The module to train. Batches are moved to the device of its first parameter.
+        model: The module to train: a plain one, one in DistributedDataParallel, or one that `fully_shard` has sharded.
+            Batches are moved to the device of its first parameter.
         optimizer: Any torch optimizer over exactly the model's trainable parameters.
         data: A map-style data set (shuffled), or a DataLoader (its workers, collation and shuffling are used, its
             batch size is not).
@@ -66,6 +70,8 @@ class AdaptiveBatch:
             may use more examples.
         lr_schedule: Factor on every group's initial learning rate as a function of samples, or of the rule's progress,
             for example `CosineSchedule`. No other scheduler may own the learning rate beside it or a `rate`.
+        parallel: How a step runs on many processes, where the model does not say it. On ranks above 0 torch's random
+            generator is seeded anew from its state and the rank, so that dropout differs between ranks.
         max_grad_norm: Clip the gradient to this norm, after the statistics; None does not clip.
         on_nonfinite: ``"skip"`` leaves out the update of a step whose loss or gradient is not finite,
             ``"stop"`` raises `NonFiniteGradient` before it.
@@ -108,6 +114,7 @@ class AdaptiveBatch:
         bounds: Bounds | None = None,
         rate: LearningRateRule | None = None,
         lr_schedule: LearningRateSchedule | None = None,
+        parallel: AbstractParallel | None = None,
         max_grad_norm: float | None = None,
         on_nonfinite: Literal["skip", "stop"] = "skip",
         epoch_boundary: Literal["cross", "short"] = "cross",
@@ -127,11 +134,15 @@ class AdaptiveBatch:
             if log_dir is None:
                 raise InvalidArgument("checkpoint_every needs log_dir, the directory to save in")
         self.model, self.optimizer, self.policy = model, optimizer, policy
+        self.parallel = recognise(model, parallel)
+        ranks = self.parallel.ranks
         self.bounds = Bounds() if bounds is None else bounds
         check_confidence(self.bounds, policy, measure)
         self.micro_batch_size, self.max_grad_norm, self.seed = micro_batch_size, max_grad_norm, seed
         self.on_nonfinite, self.epoch_boundary = on_nonfinite, epoch_boundary
-        self._assembler = Assembler(make_source(data, seed=seed, chunk_size=micro_batch_size))
+        self._assembler = Assembler(
+            make_source(data, seed=seed, chunk_size=micro_batch_size, rank=ranks.index, ranks=ranks.count)
+        )
         self.dataset_size = self._assembler.source.order.size
         self.total_samples = sample_budget(total_samples, epochs, self.dataset_size)
         if max_batch_size is not None and global_batch_size is not None:
@@ -140,8 +151,9 @@ class AdaptiveBatch:
         self.global_batch_size = first_batch(
             policy, global_batch_size, max_batch_size, self.max_batch_size, self.bounds
         )
-        self.min_batch_size = smallest_allowed(min_batch_size, self.global_batch_size)
-        self._gradients = Gradients(model, optimizer)
+        make_plan(self.global_batch_size, micro_batch_size, ranks.count)  # refuses ranks without an example
+        self.min_batch_size = max(ranks.count, smallest_allowed(min_batch_size, self.global_batch_size))
+        self._gradients = Gradients(self.parallel.module, optimizer)
         self.learning_rate = LearningRate(
             optimizer,
             lr_schedule,
@@ -151,10 +163,10 @@ class AdaptiveBatch:
             total_samples=self.total_samples,
         )
         if not self.learning_rate.counts_progress:
-            self._assembler.source.stop = self.total_samples
+            self._assembler.source.stop = self._assembler.source.order.before(self.total_samples)
         sure = self.bounds.confidence is not None
         self.measuring = Measuring(
-            model, optimizer, policy, measure, rate=rate, dataset_size=self.dataset_size, errors=sure
+            self.parallel, optimizer, policy, measure, rate=rate, dataset_size=self.dataset_size, errors=sure
         )
         self.measuring.refuse_small(self.global_batch_size)
         self.samples_seen = self.samples_drawn = self.steps = self.skipped = 0
@@ -165,7 +177,9 @@ class AdaptiveBatch:
         self._started = time.perf_counter()
         self._begun = self._compiled = False
         self._step: Step | None = None
-        self._log = RunLog(log_dir)
+        self._log = RunLog(log_dir if ranks.index == 0 else None)
+        if ranks.index > 0:
+            torch.manual_seed(seed_for(torch.initial_seed(), ranks.index))
         self._checkpoint_every, self._last_checkpoint = checkpoint_every, 0
         self._checkpoint_path = None if log_dir is None else Path(log_dir) / "checkpoint.pt"
 
@@ -259,7 +273,7 @@ class AdaptiveBatch:
 
     def explain(self) -> str:
         """Return which rule measures which layer, what that is expected to cost, and how often a step is measured."""
-        return self.measuring.explain(self.global_batch_size, self.micro_batch_size)
+        return self.measuring.explain(self._share(self.global_batch_size), self.micro_batch_size)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that resuming needs: model, optimizer, random states, position, sizes.
@@ -328,9 +342,12 @@ class AdaptiveBatch:
         whole = size == self.global_batch_size
         final = is_final(self.policy, self.global_batch_size, self.bounds, self.max_batch_size)
         wanted = whole and (not final or self.measuring.rate_needs)
-        plan = make_plan(self.global_batch_size, self.micro_batch_size)
-        split = self.measuring.split(self.steps + 1, size, self.micro_batch_size, wanted=wanted)
+        plan = make_plan(self.global_batch_size, self.micro_batch_size, self.parallel.ranks.count)
+        split = self.measuring.split(self.steps + 1, self._share(size), self.micro_batch_size, wanted=wanted)
         return Step(self, self.steps + 1, plan, size, split)
+
+    def _share(self, size: int) -> Share:
+        return Share(self._assembler.source.order, self.samples_drawn, size, self.parallel.aligned)
 
     def _moved(self, path: tuple[str, ...], leaves: Sequence[Any]) -> Any:
         leaf = leaves[0]

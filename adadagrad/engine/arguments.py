@@ -25,7 +25,7 @@ def check_types(model: object, optimizer: object, policy: object) -> None:
     """Refuse arguments in the wrong place and models that this version cannot train.
 
     Args:
-        model: Must be a module, not wrapped for several processes, with dense gradients.
+        model: Must be a module with dense gradients.
         optimizer: Must be a torch optimizer whose step needs no closure.
         policy: Must be a policy's instance.
 
@@ -34,10 +34,6 @@ def check_types(model: object, optimizer: object, policy: object) -> None:
     """
     if not isinstance(model, nn.Module):
         raise InvalidArgument(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise InvalidArgument(
-            f"model is wrapped in {type(model).__name__}; this version trains in one process: pass the plain module"
-        )
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise InvalidArgument(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     _refuse_closures(optimizer)

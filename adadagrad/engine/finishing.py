@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from adadagrad.batching import make_plan
 from adadagrad.core.errors import NonFiniteGradient
 from adadagrad.core.records import Decision, GradientStatistics, Observation
+from adadagrad.engine.agreement import agree
 from adadagrad.engine.deciding import Answer, decide
 from adadagrad.engine.log_records import rate_fields, step_record, times
 from adadagrad.engine.saving import save_if_due
@@ -49,10 +50,13 @@ def finish_step(engine: AdaptiveBatch, step: Step) -> Decision:
         The step's record.
 
     Raises:
+        InvalidArgument: The step's weights add up to 0.
         NonFiniteGradient: Loss or gradient is not finite and ``on_nonfinite="stop"``, or `MAX_SKIPPED` steps in a
             row were skipped.
     """
     gradients = engine._gradients
+    agree(engine, step)
+    step.mean.refuse_weightless()
     gradients.scale(step.correction)
     loss = step.loss
     norm = gradients.norm()
@@ -60,7 +64,9 @@ def finish_step(engine: AdaptiveBatch, step: Step) -> Decision:
         return _skip(engine, step, loss)
     seen, reason = Seen(), "not measured"
     if step.measured:
-        statistics, reason = engine.measuring.finish(step.global_batch_size, step.weight_sq_sum, step.correction)
+        statistics, reason = engine.measuring.finish(
+            step.global_batch_size, step.weight_sq_sum, step.correction / engine.parallel.ranks.count
+        )
         if statistics is not None:
             engine.learning_rate.measured(statistics)
             combined, reason = engine.measuring.combine(statistics)
@@ -84,6 +90,7 @@ def _count(engine: AdaptiveBatch, step: Step) -> None:
     step.finished = True
     engine.steps += 1
     engine.samples_drawn += step.global_batch_size
+    engine._assembler.seek(engine.samples_drawn)
 
 
 def _decide(engine: AdaptiveBatch, step: Step, loss: float, seen: Seen, reason: str) -> Decision:
@@ -159,7 +166,7 @@ def _record(engine: AdaptiveBatch, step: Step, observation: Observation, answer:
         requested_low=low,
         requested_high=high,
         plan=step.plan,
-        next_plan=make_plan(engine.global_batch_size, engine.micro_batch_size),
+        next_plan=make_plan(engine.global_batch_size, engine.micro_batch_size, engine.parallel.ranks.count),
         lr=engine.learning_rate.current,
         reason=reason,
     )

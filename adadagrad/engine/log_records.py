@@ -43,6 +43,8 @@ def start_record(engine: AdaptiveBatch) -> dict[str, Any]:
         "rate": None if engine.learning_rate.rule is None else repr(engine.learning_rate.rule),
         "base_batch_size": engine.learning_rate.base_batch_size,
         "optimizer": type(engine.optimizer).__name__,
+        "ranks": engine.parallel.ranks.count,
+        "parallel": type(engine.parallel).__name__,
         "parameters": sum(p.numel() for p in engine.model.parameters() if p.requires_grad),
         "global_batch_size": engine.global_batch_size,
         "min_batch_size": engine.min_batch_size,

@@ -16,15 +16,18 @@ class MeanLoss:
     """Takes in one micro-batch after the other.
 
     Args:
-        planned: Examples of the whole step.
+        planned: Examples of the whole step, or those on average of one of the ranks that average their gradients.
+        ranks: How many do: `settle` must then be told what they have in all before anything is read.
     """
 
-    def __init__(self, planned: int) -> None:
-        self._planned = planned
+    def __init__(self, planned: float, ranks: int = 1) -> None:
+        self._planned, self._ranks = planned, ranks
+        self._loss: float | None = None
         self._losses: list[tuple[Tensor, float]] = []
         self._weights = 0.0
         self._weight_squares = 0.0
-        self._weighted: bool | None = None
+        self.weighted: bool | None = None
+        """Whether losses come with weights; None before the first one that counts."""
         self._coefficients: float | Tensor = 1.0
 
     def add(self, loss: Tensor, rows: int, weight: float | Tensor | None) -> Tensor:
@@ -32,7 +35,7 @@ class MeanLoss:
 
         Args:
             loss: The mean loss over its examples; with `weight`, the sum of weighted losses.
-            rows: Its examples.
+            rows: Its examples; 0 for one that is run for the other ranks' sake, and counts nothing.
             weight: Its total weight, or one weight per example (rows,), or None.
 
         Returns:
@@ -42,9 +45,11 @@ class MeanLoss:
             StepError: Only some of the step's losses have weights.
             InvalidArgument: The weights have the wrong shape or are not positive.
         """
-        if self._weighted is None:
-            self._weighted = weight is not None
-        elif self._weighted != (weight is not None):
+        if rows == 0:
+            return loss * 0.0
+        if self.weighted is None:
+            self.weighted = weight is not None
+        elif self.weighted != (weight is not None):
             raise StepError("either every micro-batch of a step has a weight or none has")
         if weight is None:
             factor = rows / self._planned
@@ -65,7 +70,7 @@ class MeanLoss:
         Raises:
             InvalidArgument: Its weights add up to 0.
         """
-        if self._weighted and self._weights == 0:
+        if self.weighted and self._weights == 0:
             raise InvalidArgument(
                 "weight is 0 for every example of the step, so its mean loss does not exist: leave such examples out "
                 "of the data set, or raise global_batch_size"
@@ -74,20 +79,42 @@ class MeanLoss:
     @property
     def value(self) -> float:
         """Mean loss over the examples (or weights) so far; waits for the device."""
-        total = 0.0
-        for loss, factor in self._losses:
-            total += loss.item() * factor
+        total = self._own_loss if self._loss is None else self._loss
         return total * self.correction
+
+    @property
+    def totals(self) -> tuple[float, float, float]:
+        """This rank's loss under the provisional scale, its weights and their squares; waits for the device."""
+        return self._own_loss, self._weights, self._weight_squares
+
+    def settle(self, loss: float, weights: float, weight_squares: float, *, weighted: bool) -> None:
+        """Go over to what all ranks have together.
+
+        Args:
+            loss: Sum over ranks of the first of `totals`.
+            weights: Of the second.
+            weight_squares: Of the third.
+            weighted: Whether losses come with weights.
+        """
+        self._loss, self.weighted = loss / self._ranks, weighted
+        self._weights, self._weight_squares = weights / self._ranks, weight_squares / self._ranks**2
 
     @property
     def weight_sq_sum(self) -> float | None:
         """Sum of the squared weights with which examples enter the gradient; None for equal weights."""
-        return self._weight_squares / self._weights**2 if self._weighted else None
+        return self._weight_squares / self._weights**2 if self.weighted else None
 
     @property
     def correction(self) -> float:
         """Factor from the provisional scale to the mean over the weights; 1 without weights."""
-        return self._planned / self._weights if self._weighted else 1.0
+        return self._planned / self._weights if self.weighted else 1.0
+
+    @property
+    def _own_loss(self) -> float:
+        total = 0.0
+        for loss, factor in self._losses:
+            total += loss.item() * factor
+        return total
 
     def _weigh(self, weight: float | Tensor, rows: int) -> Tensor:
         """Take in a micro-batch's weight; return it per example, float64 (rows,)."""

@@ -6,7 +6,6 @@ import warnings
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from adadagrad.core.errors import BatchCoupledModule, InvalidArgument, UncoveredParameter
 from adadagrad.core.protocols import BatchSizePolicy, LearningRateRule
@@ -14,7 +13,8 @@ from adadagrad.core.records import GradientStatistics
 from adadagrad.core.settings import Measure
 from adadagrad.engine.averaging import Averaging
 from adadagrad.engine.second_moments import SecondMoments
-from adadagrad.engine.splitting import Split, measured_split, plain_split, smallest_batch
+from adadagrad.engine.splitting import Share, Split, measured_split, plain_split, smallest_batch
+from adadagrad.parallel import AbstractParallel
 from adadagrad.statistics import MicroBatch, PerExample, Probe, choose_estimator
 from adadagrad.statistics.base import AbstractEstimator, AbstractInstrument, Request, check_estimator
 from adadagrad.statistics.choosing import reconsidered
@@ -29,7 +29,7 @@ class Measuring:
     """Plans measurements, and replaces the estimator where ``"auto"`` turns out not to fit the model.
 
     Args:
-        model: The model.
+        parallel: How a step runs, and on what module.
         optimizer: Its optimizer, for second moments.
         policy: The policy, for what it needs.
         rate: The learning-rate rule, for the same; None for none.
@@ -40,7 +40,7 @@ class Measuring:
 
     def __init__(
         self,
-        model: nn.Module,
+        parallel: AbstractParallel,
         optimizer: torch.optim.Optimizer,
         policy: BatchSizePolicy,
         measure: Measure | None,
@@ -49,6 +49,8 @@ class Measuring:
         dataset_size: int = 1,
         errors: bool = False,
     ) -> None:
+        model = parallel.module
+        self._ranks = parallel.ranks
         self.rate_needs = rate is not None and bool(rate.needs)
         self.settings = Measure() if measure is None else measure
         self.enabled = bool(policy.needs) or self.rate_needs or measure is not None
@@ -60,6 +62,8 @@ class Measuring:
             or (self._errors and "grad_norm_sq" in policy.needs),
             coordinates=policy.coordinate_reduction,
             second_moment=self._second_moments.of,
+            ranks=parallel.ranks,
+            gradient=parallel.gradient,
         )
         self._device = next((p.device.type for p in model.parameters()), "cpu")
         given, averaging = unwrapped(self.settings.estimator, policy)
@@ -74,7 +78,7 @@ class Measuring:
     @property
     def smallest_batch(self) -> int:
         """Fewest examples that a step needs for the estimator to say anything, or how sure it is."""
-        return smallest_batch(self.estimator, errors=self._errors)
+        return smallest_batch(self.estimator, errors=self._errors, ranks=self._ranks.count)
 
     def refuse_small(self, global_batch_size: int, estimator: AbstractEstimator | None = None) -> None:
         """Refuse a batch on which the policy could never be given a measurement.
@@ -87,19 +91,19 @@ class Measuring:
             InvalidArgument: The policy needs statistics and the estimator needs more examples.
         """
         estimator = self.estimator if estimator is None else estimator
-        smallest = smallest_batch(estimator, errors=self._errors)
+        smallest = smallest_batch(estimator, errors=self._errors, ranks=self._ranks.count)
         if self._needed and global_batch_size < smallest:
             raise InvalidArgument(
                 f"global_batch_size must be >= {smallest} for {estimator!r} to measure any noise"
                 f"{' with its error' if self._errors else ''}, got {global_batch_size}"
             )
 
-    def split(self, number: int, size: int, micro_batch_size: int, *, wanted: bool) -> Split:
+    def split(self, number: int, share: Share, micro_batch_size: int, *, wanted: bool) -> Split:
         """Return the split of a step, and whether it is measured.
 
         Args:
             number: The step's number, from 1.
-            size: Its examples.
+            share: Its examples.
             micro_batch_size: Most examples in one forward.
             wanted: Whether a measurement could change anything.
 
@@ -108,23 +112,23 @@ class Measuring:
         """
         self._credit = self.budget.credit
         self.averaging.begin()
-        plain = plain_split(self.estimator, size, micro_batch_size)
-        if not (self.enabled and wanted and size >= self.smallest_batch):
+        plain = plain_split(self.estimator, share, micro_batch_size)
+        if not (self.enabled and wanted and share.size >= self.smallest_batch):
             return plain
-        measured = measured_split(self.estimator, self.settings.max_examples, size, micro_batch_size)
+        measured = measured_split(self.estimator, self.settings.max_examples, share, micro_batch_size)
         every = self.settings.every
         sizes = _sizes(plain, measured)
         if self._automatic:
             self._reconsider(sizes)
         if every == "auto":
-            due = self.budget.due(*self.instrument.costs(sizes, self._device))
+            due = self.budget.due(*self._costs(sizes))
         else:
             due = (number - 1) % every == 0
         if due and self._automatic and not isinstance(self.estimator, MicroBatch):
             coupled = batch_coupled_module(self._model)
             if coupled is not None:  # put into training mode since the estimator was chosen
                 warnings.warn(f"measuring with MicroBatch() from now on, because of {coupled}", stacklevel=4)
-                self._replace_by_micro_batches(size)
+                self._replace_by_micro_batches(share.size)
                 return plain
         return measured if due else plain
 
@@ -169,23 +173,35 @@ class Measuring:
         """
         return self.averaging.combine(statistics, self._model.parameters())  # frozen ones too: they may be freed later
 
-    def explain(self, size: int, micro_batch_size: int) -> str:
+    def explain(self, share: Share, micro_batch_size: int) -> str:
         """Return what is measured how, and what it is expected to cost; see `AdaptiveBatch.explain`.
 
         Args:
-            size: Examples of a step.
+            share: Examples of a step.
             micro_batch_size: Most examples in one forward.
         """
-        if not self.enabled or size < self.smallest_batch:
+        if not self.enabled or share.size < self.smallest_batch:
             return "nothing is measured: the policy needs no statistics, or the batch is too small"
         every, overhead = self.settings.every, self.settings.max_overhead
         sizes = _sizes(
-            plain_split(self.estimator, size, micro_batch_size),
-            measured_split(self.estimator, self.settings.max_examples, size, micro_batch_size),
+            plain_split(self.estimator, share, micro_batch_size),
+            measured_split(self.estimator, self.settings.max_examples, share, micro_batch_size),
         )
         if every == "auto":
             return explain(self.estimator, self.instrument, sizes, self._device, max_overhead=overhead)
         return explain(self.estimator, self.instrument, sizes, self._device, every=every)
+
+    def _costs(self, sizes: StepSize) -> tuple[float, float]:
+        """Return the modelled costs of a step as rank 0 sees them, and measure as it does: layer sizes may differ."""
+        costs = self.instrument.costs(sizes, self._device)
+        if self._ranks.count == 1:
+            return costs
+        kinds = (PerExample(), Probe(), MicroBatch())
+        own = kinds.index(self.estimator) if self._automatic and self.estimator in kinds else len(kinds)
+        plain, measured, kind = self._ranks.first(*costs, float(own))
+        if int(kind) != own:
+            self._replace(kinds[int(kind)])
+        return plain, measured
 
     def _reconsider(self, sizes: StepSize) -> None:
         """Let ``"auto"`` choose again where the sizes of the step or of the layers are others than the last time."""

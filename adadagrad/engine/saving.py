@@ -28,9 +28,9 @@ def engine_state(engine: AdaptiveBatch) -> dict[str, Any]:
     if engine._step is not None and not engine._step.finished:
         raise StepError("a step is in progress: save after step.update()")
     return {
-        "model": engine.model.state_dict(),
+        "model": engine.parallel.module.state_dict(),
         "optimizer": engine.optimizer.state_dict(),
-        "random": random_states(),
+        "random": engine.parallel.ranks.gather(random_states()),
         "stream": engine._assembler.state_dict(),
         "measuring": engine.measuring.state_dict(),
         "learning_rate": engine.learning_rate.state_dict(),
@@ -66,7 +66,7 @@ def restore_engine(engine: AdaptiveBatch, state: Mapping[str, Any]) -> None:
     engine._log.refuse_other(state["log"])
     engine._assembler.load_state_dict(state["stream"])
     try:
-        engine.model.load_state_dict(state["model"])
+        engine.parallel.module.load_state_dict(state["model"])
         # Copied, because torch goes on training with the very tensors that it is given.
         engine.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
     except (RuntimeError, ValueError, KeyError) as error:
@@ -87,7 +87,14 @@ def restore_engine(engine: AdaptiveBatch, state: Mapping[str, Any]) -> None:
     engine._last_checkpoint = engine.samples_seen
     engine._log.load_state_dict(state["log"])
     engine._begun = engine._log.position > 0
-    set_random_states(state["random"])
+    _set_random_states(engine, state["random"])
+
+
+def _set_random_states(engine: AdaptiveBatch, states: Any) -> None:
+    """Give this rank its own random states back; a rank that the saved run did not have keeps those it has."""
+    states = states if isinstance(states, list) else [states]  # which a version for one process saved
+    if engine.parallel.ranks.index < len(states):
+        set_random_states(states[engine.parallel.ranks.index])
 
 
 def save_if_due(engine: AdaptiveBatch) -> None:

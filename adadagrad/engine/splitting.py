@@ -1,74 +1,144 @@
-"""How a step is cut into micro-batches: evenly or greedily, and which of them are measured."""
+"""How a step is cut into micro-batches: evenly or greedily, which of them are measured, and whose they are."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from adadagrad.batching.cursor import SampleOrder
 from adadagrad.batching.plan import split_batch, split_units
 from adadagrad.statistics import MicroBatch
 from adadagrad.statistics.base import AbstractEstimator
 
+Sizes = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The stretch of the stream that a step covers, and what every rank has of it.
+
+    Args:
+        order: The stream, with this rank's place in it.
+        start: Position of the step's first example, counted over all ranks.
+        size: Examples of the step, over all ranks.
+        aligned: Whether all ranks must run as many micro-batches.
+    """
+
+    order: SampleOrder
+    start: int
+    size: int
+    aligned: bool = False
+
+    def of(self, count: int, rank: int | None = None) -> int:
+        """Return how many of the stretch's first `count` examples are a rank's; None for this one's."""
+        return self.order.before(self.start + count, rank) - self.order.before(self.start, rank)
+
+    @property
+    def own(self) -> int:
+        """This rank's examples."""
+        return self.of(self.size)
+
+    def cut(self, first: int, stop: int, cut: Callable[[int], Sizes]) -> Sizes:
+        """Cut this rank's part of the stretch's examples `first` to `stop` - 1 into micro-batches.
+
+        Args:
+            first: Where they begin, counted in the stretch.
+            stop: Where they end.
+            cut: Cuts a number of examples >= 1.
+
+        Returns:
+            Their sizes. Where ranks are aligned, a micro-batch of 0 examples stands at the end on the ranks that would
+            have fewer than another; it runs with the weight 0.
+        """
+        own = self.of(stop) - self.of(first)
+        sizes = cut(own) if own else ()
+        if self.aligned:
+            ranks = range(self.order.ranks)
+            parts = {self.of(stop, rank) - self.of(first, rank) for rank in ranks}
+            sizes += (0,) * (max(len(cut(part)) if part else 0 for part in parts) - len(sizes))
+        return sizes
+
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """How a step's examples are cut into micro-batches, the measured ones first.
+    """How a rank's examples of a step are cut into micro-batches, the measured ones first.
 
     Args:
-        sizes: Examples in each micro-batch.
+        sizes: Examples in each micro-batch; 0 for one that is run for the other ranks' sake, with the weight 0.
         measured: How many of the micro-batches are measured, from the first on.
     """
 
-    sizes: tuple[int, ...]
+    sizes: Sizes
     measured: int = 0
 
 
-def plain_split(estimator: AbstractEstimator, size: int, micro_batch_size: int) -> Split:
+def plain_split(estimator: AbstractEstimator, share: Share, micro_batch_size: int) -> Split:
     """Return the split of a step that is not measured.
 
     Args:
         estimator: What measures other steps: `MicroBatch` stands for a model that may mix examples.
-        size: The step's examples.
+        share: The step's examples.
         micro_batch_size: Most examples in one forward.
 
     Returns:
         The split.
     """
+
     # Where examples mix, a rest of one example would fail in BatchNorm, and a small one would be noisy there.
-    even = isinstance(estimator, MicroBatch)
-    return Split(split_units(size, micro_batch_size, 1) if even else split_batch(size, micro_batch_size))
+    def cut(size: int) -> Sizes:
+        even = isinstance(estimator, MicroBatch)
+        return split_units(size, micro_batch_size, 1) if even else split_batch(size, micro_batch_size)
+
+    return Split(share.cut(0, share.size, cut) or (0,))
 
 
-def measured_split(estimator: AbstractEstimator, max_examples: int | None, size: int, micro_batch_size: int) -> Split:
+def measured_split(
+    estimator: AbstractEstimator, max_examples: int | None, share: Share, micro_batch_size: int
+) -> Split:
     """Return the split of a step that is measured: enough units, or no more than so many examples, which come first.
 
     Args:
         estimator: What measures.
-        max_examples: Most examples that are measured one by one; None for all.
-        size: The step's examples, at least `smallest_batch`.
+        max_examples: Most examples that are measured one by one, over all ranks, but two on each; None for all. All
+            are measured too where a rank might have no other example left, because its last micro-batch is the one
+            that is synchronised.
+        share: The step's examples, at least `smallest_batch`.
         micro_batch_size: Most examples in one forward.
 
     Returns:
         The split.
     """
+    ranks = share.order.ranks
     if isinstance(estimator, MicroBatch):
-        sizes = split_units(size, micro_batch_size, min(estimator.units, size // 2))
+        units = -(-estimator.units // ranks)
+
+        def even(size: int) -> Sizes:
+            return split_units(size, micro_batch_size, max(1, min(units, size // 2)))
+
+        sizes = share.cut(0, share.size, even)
         return Split(sizes, len(sizes))
-    if max_examples is None or max_examples >= size:
-        sizes = split_batch(size, micro_batch_size)
+
+    def full(size: int) -> Sizes:
+        return split_batch(size, micro_batch_size)
+
+    part = share.size if max_examples is None else max(max_examples, 2 * ranks)
+    if part + ranks > share.size:
+        sizes = share.cut(0, share.size, full)
         return Split(sizes, len(sizes))
-    sizes = split_batch(size, micro_batch_size, measured=max_examples)
-    return Split(sizes, len(split_batch(max_examples, micro_batch_size)))
+    measured = share.cut(0, part, full)
+    return Split(measured + share.cut(part, share.size, full), len(measured))
 
 
-def smallest_batch(estimator: AbstractEstimator, *, errors: bool = False) -> int:
+def smallest_batch(estimator: AbstractEstimator, *, errors: bool = False, ranks: int = 1) -> int:
     """Return the fewest examples that make two units: two examples, or two micro-batches of two.
 
     Args:
         estimator: What measures.
         errors: Whether the measurement must say how sure it is, which takes a third unit.
+        ranks: How many ranks share a step; each has at least one example.
 
     Returns:
         The number of examples.
     """
     units = 3 if errors else 2
-    return 2 * units if isinstance(estimator, MicroBatch) else units
+    return max(ranks, 2 * units if isinstance(estimator, MicroBatch) else units)

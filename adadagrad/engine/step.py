@@ -21,7 +21,7 @@ LossFunction = Callable[[Any], Tensor | tuple[Tensor, float | Tensor]]
 
 
 class Step:
-    """One optimizer step of an `AdaptiveBatch`, over exactly its planned examples.
+    """One optimizer step of an `AdaptiveBatch`, over exactly its planned examples, of which each rank runs its part.
 
     Either ``step.run(loss_function)``, or ``for batch in step: step.backward(loss)``; then ``step.update()``.
     Made by iterating the engine, not by hand.
@@ -31,7 +31,7 @@ class Step:
         number: The step's number, from 1.
         plan: Its plan.
         size: Examples in this step; below the plan's only where a run or an epoch ends.
-        split: Its micro-batches.
+        split: This rank's micro-batches of it.
     """
 
     def __init__(self, engine: AdaptiveBatch, number: int, plan: BatchPlan, size: int, split: Split) -> None:
@@ -40,8 +40,10 @@ class Step:
         """Whether `update` has applied this step, or left it out."""
         self.undone = False
         """Whether the engine has given this step up: its gradient is gone, and its examples come again."""
-        self._mean = MeanLoss(size)
-        self._rows = 0
+        ranks = engine.parallel.ranks.count
+        self.mean = MeanLoss(size / ranks if ranks > 1 else size, ranks)
+        """The step's loss, as its micro-batches come."""
+        self._rows: int | None = None  # of the micro-batch that waits for its backward
         self._done = 0
         self._state = "new"
 
@@ -69,14 +71,16 @@ class Step:
             raise StepError("a step can be iterated once: use step.run(...) or one loop over the step, not both")
         self._state = "running"
         sizes = self.split.sizes
-        instrument = self.engine.measuring.instrument
+        instrument, parallel = self.engine.measuring.instrument, self.engine.parallel
         for index, batch in enumerate(self.engine.micro_batches(sizes)):
-            self._rows = sizes[index]
-            if index < self.split.measured:
-                with instrument.micro_batch(self._rows, self._mean.coefficients):
+            rows = self._rows = sizes[index]
+            last, measured = index + 1 == len(sizes), index < self.split.measured
+            with parallel.micro_batch(last=last, measured=measured):
+                if measured and rows:
+                    with instrument.micro_batch(rows, self.mean.coefficients):
+                        yield batch
+                else:
                     yield batch
-            else:
-                yield batch
             if self._done != index + 1:
                 raise StepError(
                     f"micro-batch {index + 1} of {len(sizes)} had no backward: call step.backward(loss) once for "
@@ -99,11 +103,11 @@ class Step:
             LossWithoutGradient: The loss does not require grad.
             InvalidArgument: The loss is not a scalar, or the weights have the wrong shape or are not positive.
         """
-        if self._state != "running" or self._done >= len(self.split.sizes) or self._rows == 0:
+        if self._state != "running" or self._done >= len(self.split.sizes) or self._rows is None:
             raise StepError("no micro-batch is waiting: call step.backward(loss) inside the loop over the step")
         check_loss(loss)
-        share = self._mean.add(loss, self._rows, weight)
-        self._rows = 0
+        share = self.mean.add(loss, self._rows, weight)
+        self._rows = None
         share.backward()  # type: ignore[no-untyped-call]
         self._done += 1
 
@@ -149,7 +153,6 @@ class Step:
                 f"{len(self.split.sizes) - self._done} of {len(self.split.sizes)} micro-batches are left: loop over "
                 "the whole step (no break), or use step.run(...), before update"
             )
-        self._mean.refuse_weightless()
         try:
             return finish_step(self.engine, self)
         except BaseException:
@@ -159,17 +162,17 @@ class Step:
     @property
     def loss(self) -> float:
         """Mean loss over the step's examples (or weights); waits for the device."""
-        return self._mean.value
+        return self.mean.value
 
     @property
     def weight_sq_sum(self) -> float | None:
         """Sum of the squared weights with which examples enter the gradient; None for equal weights."""
-        return self._mean.weight_sq_sum
+        return self.mean.weight_sq_sum
 
     @property
     def correction(self) -> float:
         """Factor from the provisional scale 1 / planned size to the mean over the weights; 1 without weights."""
-        return self._mean.correction
+        return self.mean.correction
 
     def _refuse_undone(self) -> None:
         if self.undone:

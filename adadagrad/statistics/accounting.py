@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from adadagrad.core.errors import InvalidMeasurement
 from adadagrad.statistics import coverage
@@ -53,6 +53,7 @@ class Accounting:
         changed: set[nn.Parameter],
         counted: set[nn.Parameter],
         kept: Sequence[KeptCall],
+        gradients: Mapping[nn.Parameter, Tensor],
         *,
         verify: bool,
     ) -> None:
@@ -63,6 +64,7 @@ class Accounting:
             changed: Those that received a gradient.
             counted: Those that rules have counted, in every one of their calls.
             kept: All calls, where `verify`.
+            gradients: What the micro-batch's backward has added to each of them, where `verify`.
             verify: Whether the calls are added up and compared with the gradients.
 
         Raises:
@@ -73,7 +75,7 @@ class Accounting:
         ruled = changed - set(self.fallback.values())
         uncounted = ruled - counted
         if verify:
-            whole = {p: p.grad for p in ruled - uncounted if p.grad is not None}
+            whole = {p: gradients[p] for p in ruled - uncounted if p in gradients}
             uncounted |= coverage.miscounted(kept, whole)
             self._verified |= ruled - uncounted
             self._verify_next = False

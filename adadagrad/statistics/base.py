@@ -6,10 +6,11 @@ import abc
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from adadagrad.core.comm import ALONE, Ranks
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.records import GradientStatistics
 from adadagrad.core.reduction import CoordinateReduction
@@ -28,11 +29,18 @@ class Request:
         inner_products: Also Vp, the variance of <g_i, g>.
         coordinates: Also the ratio V_j / g_j^2 under this reduction; None for none.
         second_moment: Gives a parameter's second moment for the ``"weighted"`` reduction, None where unknown.
+        ranks: The processes whose examples make up the step.
+        gradient: What `.grad` holds on this rank once the step's backward is over: ``"shared"``, the mean over all
+            ranks, of which a measured micro-batch that is not the last sees its own rank's part; ``"sharded"``, this
+            rank's shard of that mean, after every measured micro-batch; or ``"local"``, the mean over this rank's own
+            examples (local steps).
     """
 
     inner_products: bool = False
     coordinates: CoordinateReduction | None = None
     second_moment: Callable[[nn.Parameter], Tensor | None] | None = None
+    ranks: Ranks = ALONE
+    gradient: Literal["shared", "sharded", "local"] = "shared"
 
 
 class AbstractInstrument(abc.ABC):

@@ -21,7 +21,6 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from adadagrad.core.comm import all_reduce_sum
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.records import quotient
 from adadagrad.core.reduction import CoordinateReduction
@@ -125,7 +124,7 @@ def coordinate_variances(square_sums: Sequence[Tensor], group: Sequence[Tensor],
         return [torch.full_like(q, math.nan) for q in square_sums]
     variances = []
     for q, total in zip(square_sums, group, strict=True):
-        variance = all_reduce_sum(q) / sums.weight
+        variance = sums.ranks.add_(q) / sums.weight
         mean = total.double() / sums.weight
         variances.append(variance.addcmul_(mean, mean, value=-1).div_(sums.freedom).clamp_(min=0))
     return variances

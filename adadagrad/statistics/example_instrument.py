@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adadagrad.core.comm import world_size
 from adadagrad.core.errors import InvalidMeasurement
 from adadagrad.core.records import GradientStatistics
 from adadagrad.statistics import coverage
@@ -22,6 +21,7 @@ from adadagrad.statistics.example_step import ExampleStep, example_weights
 from adadagrad.statistics.examples import Examples
 from adadagrad.statistics.layer_costs import LayerSize, NormsBy
 from adadagrad.statistics.layout import Layout
+from adadagrad.statistics.local_gradients import LocalGradients, watched
 from adadagrad.statistics.planner import StepSize, measured_seconds, plain_seconds
 from adadagrad.statistics.recorder import Recorder
 from adadagrad.statistics.sketching import Sketching
@@ -109,7 +109,7 @@ class ExampleInstrument(AbstractInstrument):
             keep |= self._small_noise if first else bool(step.totals)
         else:
             if step.sketches is None:
-                step.sketches = self._sketching.start(self._accounting.measured)
+                step.sketches = self._sketching.start(self._accounting.measured, self.request.ranks)
             survey = self._sketching.replaced(survey, step.sketches)
         recorder = Recorder(
             self.model,
@@ -126,6 +126,7 @@ class ExampleInstrument(AbstractInstrument):
         )
         self._parameters = parameters
         marks = {} if first else coverage.mark_gradients(parameters.values())
+        local = self._watch(parameters, everything=verify)
         with uncompiled(survey.compiled):
             forwards = recorder.forwards()
             self._step = step
@@ -135,7 +136,7 @@ class ExampleInstrument(AbstractInstrument):
                     before = {name: None if p.grad is None else p.grad.clone() for name, p in self.fallback.items()}
             self.seconds += time.perf_counter() - started
             try:
-                with patched_forwards(forwards), recorder.entrance:
+                with patched_forwards(forwards), recorder.entrance, self._watching(local):
                     yield
             except BaseException:
                 self.discard()
@@ -145,12 +146,18 @@ class ExampleInstrument(AbstractInstrument):
         started = time.perf_counter()
         with step.part.protect():
             recorder.gather()
-            changed = coverage.changed_since(marks, parameters.values())
+            changed = coverage.changed_since(marks, parameters.values()) if local is None else local.received
+            found = self._gradients() if local is None else local.kept
             recorder.check(changed)
             counted = recorder.intake.counted - recorder.shared
-            self._accounting.cover(parameters, changed, counted, recorder.intake.kept, verify=verify)
+            self._accounting.cover(parameters, changed, counted, recorder.intake.kept, found, verify=verify)
             self._read(
-                step, recorder, before, coefficients, first=first and (keep or verify) and self._sketching is None
+                step,
+                recorder,
+                before,
+                found,
+                coefficients,
+                first=first and (keep or verify) and self._sketching is None,
             )
         if first:
             self._accounting.count_step()
@@ -163,7 +170,7 @@ class ExampleInstrument(AbstractInstrument):
         if self._step is None or self._step.part.failure is not None:
             return
         part = self._step.part
-        if world_size() > 1:
+        if self.request.ranks.count > 1:
             part.failure = InvalidMeasurement("a measured part of a step needs a single process in this version")
             return
         norm = None if self._step.sketches is None else self._step.sketches.close
@@ -189,7 +196,7 @@ class ExampleInstrument(AbstractInstrument):
             except InvalidMeasurement:
                 self._accounting.doubt()
                 raise
-        small = is_small(statistics.variance_trace, statistics.grad_norm_sq)
+        small = self.request.ranks.count == 1 and is_small(statistics.variance_trace, statistics.grad_norm_sq)
         self._small_noise = small and is_coarse(self._gradients().values())
         self.seconds += time.perf_counter() - started
         return statistics
@@ -223,11 +230,21 @@ class ExampleInstrument(AbstractInstrument):
     def _gradients(self) -> dict[nn.Parameter, Tensor]:
         return {p: p.grad for p in self._parameters.values() if p.grad is not None}
 
+    def _watch(self, parameters: Mapping[str, nn.Parameter], *, everything: bool) -> LocalGradients | None:
+        """Return what takes note of this rank's own gradients, where `.grad` may hold those of all ranks afterwards."""
+        if self.request.ranks.count == 1 or self.request.gradient != "shared":
+            return None
+        return LocalGradients(parameters.values() if everything else self.fallback.values())
+
+    def _watching(self, local: LocalGradients | None) -> AbstractContextManager[None]:
+        return nullcontext() if local is None else watched(self._parameters.values(), local)
+
     def _read(
         self,
         step: ExampleStep,
         recorder: Recorder,
         before: dict[str, Tensor | None],
+        found: Mapping[nn.Parameter, Tensor],
         coefficients: Coefficients,
         *,
         first: bool,
@@ -236,10 +253,10 @@ class ExampleInstrument(AbstractInstrument):
         assert recorder.leaf is not None
         examples = Examples(self.model, recorder, self.fallback)
         weights = example_weights(coefficients, examples.n, recorder.leaf.device)
-        step.add(examples, weights, self.request, self._gradients() if first else None, self._small_noise)
+        step.add(examples, weights, self.request, found if first else None, self._small_noise)
         if self.fallback:
-            expected = {name: _added(p.grad, before.get(name)) for name, p in self.fallback.items()}
-            coverage.check_rerun(examples.rerun_sums, expected, list(self._gradients().values()), examples.types)
+            expected = {name: _added(found.get(p), before.get(name)) for name, p in self.fallback.items()}
+            coverage.check_rerun(examples.rerun_sums, expected, list(found.values()), examples.types)
             self._accounting.announce(stacklevel=5)
 
 

@@ -64,7 +64,11 @@ class ExampleStep:
         squares = examples.square_norms()
         if self.sketches is not None:
             self.sketches.take(value)
-        small = gradients is not None and needs_double(value, squares, gradients.values(), small_noise)
+        small = (
+            gradients is not None
+            and request.ranks.count == 1
+            and needs_double(value, squares, gradients.values(), small_noise)
+        )
         if self.totals or small:
             squares = in_double(examples, self.totals)
         if isinstance(value, float):
@@ -113,6 +117,7 @@ class ExampleStep:
                 products = form(examples, gradients)
                 self.sums.products.append((weights[rows], products[rows] / weights[rows]))
                 self.sums.unit_squares.append(squares)
+        self.sums.ranks = request.ranks
         sums = (self.sums if part else self.sums.scaled(scale)).over_ranks()
         if sums.units == 0:
             raise InvalidMeasurement("every example had weight 0: give the rows that count a positive weight")

@@ -24,7 +24,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from adadagrad.core.comm import sum_scalars
+from adadagrad.core.comm import ALONE, Ranks
 from adadagrad.core.vectors import squared_norm
 
 Shape: TypeAlias = Callable[[], tuple[int, ...]]
@@ -53,10 +53,11 @@ class Sketches:
         probes: k, sketches of each layer.
         seed: Seeds the signs.
         number: The step's number among the measured ones; another step has other signs.
+        ranks: The processes whose examples are added up.
     """
 
-    def __init__(self, probes: int, seed: int, number: int) -> None:
-        self.probes, self._seed, self._number = probes, seed, number
+    def __init__(self, probes: int, seed: int, number: int, ranks: Ranks = ALONE) -> None:
+        self.probes, self._seed, self._number, self._ranks = probes, seed, number, ranks
         self._signs: dict[str, Tensor] = {}
         self._layers: dict[str, tuple[nn.Parameter, OfGradient, Shape]] = {}
         self._pending: dict[str, Tensor] = {}  # of the micro-batch in progress
@@ -127,7 +128,7 @@ class Sketches:
             |G|^2 over all parameters.
         """
         rest, names = dict(gradients), sorted(self._layers)
-        sketched = sum_scalars(*(float(name in self._sums) for name in names)) if names else ()
+        sketched = self._ranks.sum(*(float(name in self._sums) for name in names)) if names else ()
         for name in (name for name, ranks in zip(names, sketched, strict=True) if ranks):
             parameter, of_gradient, shape = self._layers[name]
             gradient = rest.pop(parameter, None)
@@ -171,5 +172,5 @@ class Sketches:
         if not names:
             return {}
         rows = [self._sums[name].tolist() if name in self._sums else [0.0] * self.probes for name in names]
-        flat = iter(sum_scalars(*(value for row in rows for value in row)))
+        flat = iter(self._ranks.sum(*(value for row in rows for value in row)))
         return {name: [next(flat) for _ in range(self.probes)] for name in names}

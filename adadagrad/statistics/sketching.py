@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from adadagrad.core.comm import Ranks
 from adadagrad.statistics.rules import AbstractRule, find_sketch
 from adadagrad.statistics.rules.base import own_parameters
 from adadagrad.statistics.rules.sketched import SketchedRule
@@ -27,13 +28,14 @@ class Sketching:
     probes: int
     seed: int
 
-    def start(self, number: int) -> Sketches:
+    def start(self, number: int, ranks: Ranks) -> Sketches:
         """Return the sketches of a step, none made yet.
 
         Args:
             number: How many steps were measured before.
+            ranks: The processes whose examples make up a step.
         """
-        return Sketches(self.probes, self.seed, number)
+        return Sketches(self.probes, self.seed, number, ranks)
 
     def replaced(self, survey: Survey, sketches: Sketches) -> Survey:
         """Return a survey whose rules sketch where that costs less.

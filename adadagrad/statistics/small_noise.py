@@ -22,7 +22,6 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from adadagrad.core.comm import world_size
 from adadagrad.core.vectors import squared_norm
 from adadagrad.statistics.examples import Examples
 
@@ -36,8 +35,8 @@ def is_small(variance_trace: float, grad_norm_sq: float) -> bool:
 
 
 def is_coarse(gradients: Iterable[Tensor]) -> bool:
-    """Return whether float64 would say more than these gradients do: not over several ranks, nor where they have it."""
-    return world_size() == 1 and any(g.dtype != torch.float64 for g in gradients)
+    """Return whether float64 would say more than these gradients do: not where they have it."""
+    return any(g.dtype != torch.float64 for g in gradients)
 
 
 def needs_double(weights: float | Tensor, squares: Tensor, gradients: Iterable[Tensor], before: bool = False) -> bool:
@@ -50,7 +49,7 @@ def needs_double(weights: float | Tensor, squares: Tensor, gradients: Iterable[T
         before: Whether it was at the last step: a single example cannot tell, and goes by that.
 
     Returns:
-        The answer; False for float64 gradients and over several ranks.
+        The answer; False for float64 gradients.
     """
     found = list(gradients)
     if not is_coarse(found):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from adadagrad.core.comm import sum_scalars
+from adadagrad.core.comm import ALONE, Ranks
 
 
 def grad_norm_sq_error(inner_product_variance: float, mean_variance_factor: float) -> float | None:
@@ -71,7 +71,7 @@ def unit_contrasts(sizes: Sequence[int], unit_norms: Sequence[float], mean_norms
     return contrasts
 
 
-def unit_variance_error(contrasts: Sequence[float], num_units: int) -> float | None:
+def unit_variance_error(contrasts: Sequence[float], num_units: int, ranks: Ranks = ALONE) -> float | None:
     r"""Return the standard error of V = sum n_k |u_k - g|^2 / (K - 1) from the spread of its contrasts.
 
     .. math:: V = \frac{1}{K-1} \sum_{k=2}^{K} z_k, \qquad
@@ -85,6 +85,7 @@ def unit_variance_error(contrasts: Sequence[float], num_units: int) -> float | N
     Args:
         contrasts: z_k of this rank [grad^2], from `unit_contrasts`; those between ranks are not known.
         num_units: K, over all ranks.
+        ranks: The processes whose contrasts are added up.
 
     Returns:
         The error [grad^2]; None where there are fewer than two contrasts, which takes three units on one rank. From K
@@ -96,9 +97,9 @@ def unit_variance_error(contrasts: Sequence[float], num_units: int) -> float | N
         >>> unit_variance_error([4.0, 12.0], num_units=3)
         4.0
     """
-    count, total = sum_scalars(float(len(contrasts)), sum(contrasts))
+    count, total = ranks.sum(float(len(contrasts)), sum(contrasts))
     if count < 2:
         return None
     mean = total / count
-    (squares,) = sum_scalars(sum((z - mean) ** 2 for z in contrasts))
+    (squares,) = ranks.sum(sum((z - mean) ** 2 for z in contrasts))
     return math.sqrt(squares / (count - 1) / (num_units - 1))

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from adadagrad.core.comm import sum_scalars
+from adadagrad.core.comm import ALONE, Ranks
 
 
 @dataclass(slots=True)
@@ -33,6 +33,7 @@ class WeightedSums:
         units: Number of units.
         products: c_i and p_i of every unit, kept as tensors (n,) until Vp is formed.
         unit_squares: |g_i|^2 beside the products, where p_i is known; the error of V then needs no approximation.
+        ranks: The processes whose units are added up.
     """
 
     weight: float = 0.0
@@ -42,6 +43,7 @@ class WeightedSums:
     units: int = 0
     products: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     unit_squares: list[Tensor] = field(default_factory=list)
+    ranks: Ranks = ALONE
 
     def add(self, coefficients: Tensor, unit_squares: Tensor) -> None:
         """Add units.
@@ -93,14 +95,16 @@ class WeightedSums:
         f, products = factor, [(factor * c, p) for c, p in self.products]
         squares, squares_sq = f * self.squares, f * self.squares_sq
         weight, weight_sq = f * self.weight, f * f * self.weight_sq
-        return WeightedSums(weight, weight_sq, squares, squares_sq, self.units, products, self.unit_squares)
+        return WeightedSums(weight, weight_sq, squares, squares_sq, self.units, products, self.unit_squares, self.ranks)
 
     def over_ranks(self) -> WeightedSums:
         """Return the sums over the units of all ranks; products stay each rank's own."""
-        weight, weight_sq, squares, squares_sq, units = sum_scalars(
+        weight, weight_sq, squares, squares_sq, units = self.ranks.sum(
             self.weight, self.weight_sq, self.squares, self.squares_sq, float(self.units)
         )
-        return WeightedSums(weight, weight_sq, squares, squares_sq, int(units), self.products, self.unit_squares)
+        return WeightedSums(
+            weight, weight_sq, squares, squares_sq, int(units), self.products, self.unit_squares, self.ranks
+        )
 
     @property
     def freedom(self) -> float:
@@ -151,7 +155,7 @@ class WeightedSums:
         if grad_norm_sq is not None:
             rows = zip(self.products, self.unit_squares, strict=True)
             pairs = [(c, square - 2 * p + grad_norm_sq) for (c, p), square in rows]
-            squares, squares_sq = sum_scalars(
+            squares, squares_sq = self.ranks.sum(
                 sum(float((c * q).sum()) for c, q in pairs), sum(float((c * q.square()).sum()) for c, q in pairs)
             )
             shrunk = 1 - scale * self.weight_sq / self.weight  # E |g_i - g|^2 / tr Sigma
@@ -163,7 +167,7 @@ class WeightedSums:
         """Return sum c_i p_i and sum c_i |p_i| over the kept products of all ranks."""
         total = sum(float((c * p).sum()) for c, p in self.products)
         size = sum(float((c * p).abs().sum()) for c, p in self.products)
-        total, size = sum_scalars(total, size)
+        total, size = self.ranks.sum(total, size)
         return total, size
 
     def inner_product_variance(self) -> float:
@@ -171,5 +175,5 @@ class WeightedSums:
         if self.freedom <= 0:
             return math.nan
         mean = self.products_in_sum()[0] / self.weight
-        (spread,) = sum_scalars(sum(float((c * (p - mean).square()).sum()) for c, p in self.products))
+        (spread,) = self.ranks.sum(sum(float((c * (p - mean).square()).sum()) for c, p in self.products))
         return spread / self.weight / self.freedom

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from adadagrad.core.comm import all_reduce_sum, sum_scalars
 from adadagrad.core.errors import InvalidMeasurement
 from adadagrad.core.records import GradientStatistics
 from adadagrad.core.vectors import inner_product, squared_norm
@@ -100,7 +99,7 @@ class UnitStep:
         s = float(squared_norm(list(gradients.values())))
         units, part = self.units, self.part
         squares = sum(unit.num_examples * float(unit.norm_sq) / unit.weight**2 for unit in units)
-        count, total, weight, squares = sum_scalars(
+        count, total, weight, squares = request.ranks.sum(
             len(units), sum(unit.num_examples for unit in units), sum(unit.weight for unit in units), squares
         )
         # The mean gradient over the measured units: .grad itself (scaled since), or the noted part of it.
@@ -110,7 +109,7 @@ class UnitStep:
         ratio = None
         if request.coordinates is not None and freedom > 0:
             ratio = self._ratio(gradients, request, total, divisor, freedom)
-        inner = self._inner(gradients, total, freedom) if request.inner_products else None
+        inner = self._inner(gradients, request, total, freedom) if request.inner_products else None
         b = num_examples if num_examples is not None else int(total)
         return GradientStatistics(
             num_examples=b,
@@ -121,7 +120,7 @@ class UnitStep:
             num_units=int(count),
             kind="micro_batch",
             weight_sq_sum=weight_sq_sum,
-            variance_trace_error=unit_variance_error(self._contrasts(), int(count)),
+            variance_trace_error=unit_variance_error(self._contrasts(), int(count), request.ranks),
             grad_norm_sq_error=None if inner is None else grad_norm_sq_error(inner, weight_sq_sum or 1 / b),
         )
 
@@ -134,16 +133,16 @@ class UnitStep:
             means.append(float(unit.norm_sq_so_far) / weight**2)
         return unit_contrasts([unit.num_examples for unit in self.units], norms, means)
 
-    def _inner(self, gradients: dict[nn.Parameter, Tensor], total: float, freedom: float) -> float:
+    def _inner(self, gradients: dict[nn.Parameter, Tensor], request: Request, total: float, freedom: float) -> float:
         """Return sum n_k (p_k - pbar)^2 / (K - 1) over all ranks with p_k = <u_k, g>; our extension, derived."""
         units, products = self.units, []
         for unit in units:
             shared = [p for p in unit.gradients if p in gradients]
             product = inner_product([unit.gradients[p] for p in shared], [gradients[p] for p in shared])
             products.append(float(product) / unit.weight)
-        (weighted,) = sum_scalars(sum(unit.num_examples * p for unit, p in zip(units, products, strict=True)))
+        (weighted,) = request.ranks.sum(sum(unit.num_examples * p for unit, p in zip(units, products, strict=True)))
         deviations = [unit.num_examples * (p - weighted / total) ** 2 for unit, p in zip(units, products, strict=True)]
-        (spread,) = sum_scalars(sum(deviations))
+        (spread,) = request.ranks.sum(sum(deviations))
         return spread / freedom if freedom > 0 else math.nan
 
     def _ratio(
@@ -154,7 +153,7 @@ class UnitStep:
         group = self.part.gradients or gradients
         order = [p for p in gradients if p in self.square_sums or p in group]
         means = [group[p].double() / divisor for p in order]
-        q = [all_reduce_sum(self.square_sums.get(p, torch.zeros_like(p, dtype=torch.float64))) for p in order]
+        q = [request.ranks.add_(self.square_sums.get(p, torch.zeros_like(p, dtype=torch.float64))) for p in order]
         spread = [((a - total * m.square()) / freedom).clamp_(min=0) for a, m in zip(q, means, strict=True)]
         moment = request.second_moment
         moments = None if moment is None else [moment(p) for p in order]

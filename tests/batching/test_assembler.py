@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import Subset, TensorDataset
 
+from adadagrad.batching import Assembler, make_source
 from adadagrad.core.errors import BatchShapeError, InvalidArgument
 from tests.batching.cases import (
     WORKERS,
@@ -229,8 +230,7 @@ def test_padded_chunks_of_different_lengths_cannot_be_joined():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ([4, 0], "sizes must be >= 1, got 0"),
-        ([-1], "sizes must be >= 1, got -1"),
+        ([-1], "sizes must be >= 0, got -1"),
         ([2.0], r"sizes must be an integer, got 2.0: write int\(...\) around it"),
         ([], "sizes must name at least one micro-batch, got none"),
     ],
@@ -248,3 +248,13 @@ def test_a_consumed_chunk_is_let_go():
     assert assembler._chunk is None
     list(assembler.take([9]))
     assert assembler._chunk is not None
+
+
+@pytest.mark.parametrize("kind", ["memory", "loader"])
+def test_a_micro_batch_of_none_shows_the_next_example_and_leaves_it_there(kind: str) -> None:
+    data = TensorDataset(torch.arange(7)) if kind == "memory" else list(range(7))
+    assembler = Assembler(make_source(data, seed=1, chunk_size=3))
+    whole = [index for _, index in assembler.source.order.locate(0, 9)]
+    taken = [torch.as_tensor(b[0] if kind == "memory" else b).tolist() for b in assembler.take([2, 0, 1, 0, 4])]
+    assert taken == [whole[:2], [whole[2]], [whole[2]], [whole[3]], whole[3:7]]
+    assert assembler.position == 7

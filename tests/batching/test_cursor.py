@@ -111,3 +111,22 @@ def test_a_state_with_a_hole_is_refused():
 def test_what_places_no_example_is_refused(call, message):
     with pytest.raises(InvalidArgument, match=f"^{message}$"):
         call()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("size", [1, 5, 12])
+def test_ranks_share_the_stream_whole(size: int, ranks: int) -> None:
+    whole = SampleOrder(size, seed=3).locate(0, 60)
+    orders = [SampleOrder(size, seed=3, rank=rank, ranks=ranks) for rank in range(ranks)]
+    for start in range(0, 30):
+        for count in (1, 2, 9, 23):
+            parts = []
+            for order in orders:
+                first, stop = order.before(start), order.before(start + count)
+                assert stop - first in {count // ranks, -(-count // ranks)}
+                if stop > first:
+                    part = order.locate(first, stop - first)
+                    assert order.indices(first, stop - first).tolist() == [index for _, index in part]
+                    assert part == whole[start : start + count][(order.rank - start) % ranks :: ranks]
+                    parts += part
+            assert sorted(parts) == sorted(whole[start : start + count])

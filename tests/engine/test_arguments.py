@@ -200,7 +200,7 @@ BAD = {
     "wrapped model": (
         {"model": nn.DataParallel(make_model())},
         InvalidArgument,
-        "model is wrapped in DataParallel.*pass the plain module",
+        "model is wrapped in nn.DataParallel.*use DistributedDataParallel",
     ),
     "optimizer": ({"optimizer": 0.1}, InvalidArgument, "optimizer must be a torch.optim.Optimizer, got float"),
     "optimizer class": ({"optimizer": torch.optim.SGD}, InvalidArgument, "optimizer must be a torch.optim.Optimizer"),

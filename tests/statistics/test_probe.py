@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import adadagrad as ada
+from adadagrad.core.comm import all_ranks
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.records import GradientStatistics
 from adadagrad.statistics import PerExample, Probe
 from adadagrad.statistics.rules.sketched import SketchedRule
 from adadagrad.statistics.sketches import Sketches
 from tests.oracles import example_gradients, naive_statistics, relative_error
+from tests.ranks import on_two_ranks
 from tests.statistics.cases import CASES, GPT, Case, losses
 from tests.statistics.checking import EVERYTHING, FIELDS, NORMS, Composite, floats, ids, losses_of, measure_once
-from tests.statistics.ranks import on_two_ranks
 
 DRAWS = 1000 if os.environ.get("ADADAGRAD_SLOW") else 100
 
@@ -330,7 +331,7 @@ SPLITS = ((slice(0, 2), slice(2, 3)), (slice(3, 7),))
 def on_rank(rank: int | None) -> dict[str, Any]:
     """One step whose examples are split over two ranks; gradients summed by hand."""
     model, (x,) = build("linear")
-    instrument = Probe().open(model, NORMS)
+    instrument = Probe().open(model, dataclasses.replace(NORMS, ranks=all_ranks()))
     parts = SPLITS[rank] if rank is not None else [part for split in SPLITS for part in split]
     for part in parts:
         with instrument.micro_batch(coefficients=1 / 7):
@@ -378,7 +379,7 @@ def test_the_engine_trains_with_it() -> None:
 def of_other_lengths(rank: int | None) -> dict[str, Any]:
     """One step whose examples are short on one rank, where exact norms cost less than sketches, and long elsewhere."""
     model, (x,) = build("linear")
-    instrument = Probe().open(model, NORMS)
+    instrument = Probe().open(model, dataclasses.replace(NORMS, ranks=all_ranks()))
     for part in (x[:3, :3], x[3:]) if rank is None else ((x[:3, :3], x[3:])[rank],):
         with instrument.micro_batch(coefficients=1 / 7):
             (alike(model, part).sum() / 7).backward()

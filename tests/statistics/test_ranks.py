@@ -9,14 +9,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from adadagrad.core.comm import all_ranks
 from adadagrad.core.records import GradientStatistics
 from adadagrad.core.reduction import CoordinateReduction
 from adadagrad.statistics import MicroBatch, PerExample
 from adadagrad.statistics.base import AbstractEstimator, Request
 from adadagrad.statistics.coordinate import coordinate_variances, reduce_ratio
 from adadagrad.statistics.sums import WeightedSums
+from tests.ranks import on_two_ranks
 from tests.statistics.checking import floats
-from tests.statistics.ranks import on_two_ranks
 
 EXAMPLES = 11
 FIELDS = ("grad_norm_sq", "variance_trace", "inner_product_variance", "coordinate_ratio", "num_examples", "num_units")
@@ -40,7 +41,7 @@ def measure(
     """One step whose examples are these micro-batches here (and others elsewhere); gradients summed by hand."""
     model = network()
     moments = {p: torch.linspace(0.5, 2, p.numel(), dtype=p.dtype).view_as(p) for p in model.parameters()}
-    request = Request(inner_products=True, coordinates=reduction, second_moment=moments.get)
+    request = Request(inner_products=True, coordinates=reduction, second_moment=moments.get, ranks=all_ranks())
     instrument = estimator.open(model, request)
     x, y = floats(EXAMPLES, 1, 5, 5), torch.arange(EXAMPLES) % 4
     for part in micro_batches:
@@ -82,7 +83,7 @@ def shares(rank: int | None) -> float | None:
     """The reduction over coordinates of rows that lie on one rank or on two."""
     rows = floats(7, 30)
     mine = rows if rank is None else (rows[:2], rows[2:])[rank]
-    sums = WeightedSums()
+    sums = WeightedSums(ranks=all_ranks())
     sums.add(torch.full((len(mine),), 1 / 7, dtype=torch.float64), mine.square().sum(1))
     q: list[Tensor] = [piece.clone() for piece in (mine.square().sum(0) / 7).split((10, 20))]
     g = rows.mean(0).split((10, 20))

@@ -1,0 +1,11 @@
+"""How a step runs on many devices: torch.distributed, started by ``torchrun``, behind one small protocol."""
+
+from __future__ import annotations
+
+from adadagrad.parallel.base import AbstractParallel
+from adadagrad.parallel.ddp import DataParallel
+from adadagrad.parallel.fsdp import FullyShard
+from adadagrad.parallel.recognising import recognise
+from adadagrad.parallel.single import SingleProcess
+
+__all__ = ["AbstractParallel", "DataParallel", "FullyShard", "SingleProcess", "recognise"]

@@ -1,0 +1,47 @@
+"""What the engine asks of a way to run one step on many devices; the ways are files beside this one."""
+
+from __future__ import annotations
+
+import abc
+from contextlib import AbstractContextManager
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from adadagrad.core.comm import Ranks
+
+
+class AbstractParallel(abc.ABC):
+    """How the processes that share a step make one gradient of it.
+
+    Each rank runs its own part of a step's examples in micro-batches, the loss of an example weighing as much
+    everywhere. torch.distributed does the rest; processes are started by ``torchrun``.
+    """
+
+    gradient: ClassVar[Literal["shared", "sharded", "local"]]
+    """What `.grad` holds on a rank once a step's backward is over; see `adadagrad.statistics.base.Request`."""
+
+    aligned: ClassVar[bool]
+    """Whether every rank must run as many micro-batches as the others, because a forward is a collective."""
+
+    @property
+    @abc.abstractmethod
+    def module(self) -> nn.Module:
+        """The user's own module, without a wrapper: what is measured and saved."""
+
+    @property
+    @abc.abstractmethod
+    def ranks(self) -> Ranks:
+        """The processes that share a step."""
+
+    @abc.abstractmethod
+    def micro_batch(self, *, last: bool, measured: bool) -> AbstractContextManager[None]:
+        """Return a context for the forward and backward of one micro-batch.
+
+        Args:
+            last: Whether it is this rank's last one in the step.
+            measured: Whether its noise is measured.
+
+        Returns:
+            A context in which gradients are synchronised between ranks or not, as this way wants it.
+        """
