@@ -173,6 +173,7 @@ class AdaptiveBatch:
         self.nonfinite_requests = 0  # of the policy; they never change the batch size, but for `on_infinite="cap"`
         self.seconds = 0.0
         self._skipped_in_a_row = 0
+        self.stop_requested = self.stop_agreed = False  # on this rank, and by all after a step in which one was
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._started = time.perf_counter()
         self._begun = self._compiled = False
@@ -206,6 +207,7 @@ class AdaptiveBatch:
             while self.progress < self.total_samples:
                 self._started = time.perf_counter()
                 self._gradients.refuse_leftovers()
+                self.parallel.begin_step(self.steps + 1, self.samples_seen)
                 step = self._step = self._next_step()  # from here on it can be undone
                 self.learning_rate.begin(step.global_batch_size)
                 yield step

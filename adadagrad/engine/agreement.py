@@ -48,7 +48,7 @@ def agree(engine: AdaptiveBatch, step: Step, *, stop: bool = False, failed: bool
         StepError: Some ranks gave weights with their losses, and others did not.
     """
     ranks = engine.parallel.ranks
-    if ranks.count == 1:
+    if ranks.count == 1 or not engine.parallel.meets:
         return Agreement(stop, failed)
     mark, mean = _checksum(engine, step), step.mean
     loss, weights, squares, weighted, plain, marks, stops, failures = ranks.sum(

@@ -55,7 +55,8 @@ def finish_step(engine: AdaptiveBatch, step: Step) -> Decision:
             row were skipped.
     """
     gradients = engine._gradients
-    agree(engine, step)
+    agreed = agree(engine, step, stop=engine.stop_requested)
+    engine.stop_agreed |= agreed.stop
     step.mean.refuse_weightless()
     gradients.scale(step.correction)
     loss = step.loss
@@ -74,6 +75,7 @@ def finish_step(engine: AdaptiveBatch, step: Step) -> Decision:
     if engine.max_grad_norm is not None:
         gradients.clip(norm, engine.max_grad_norm)
     engine.optimizer.step()
+    engine.parallel.after_update()
     _count(engine, step)
     engine.samples_seen += step.global_batch_size
     engine.learning_rate.advance()
@@ -107,6 +109,8 @@ def _decide(engine: AdaptiveBatch, step: Step, loss: float, seen: Seen, reason: 
     answer = Answer(size=engine.global_batch_size)
     if step.global_batch_size < step.plan.global_batch_size:
         reason = "short batch"
+    elif not engine.parallel.meets:
+        reason = "local step"
     else:
         answer = decide(
             engine.policy,

@@ -34,6 +34,22 @@ class AbstractParallel(abc.ABC):
     def ranks(self) -> Ranks:
         """The processes that share a step."""
 
+    @property
+    def meets(self) -> bool:
+        """Whether the ranks talk to each other in the present step; where they do not, nothing is decided or saved."""
+        return True
+
+    def begin_step(self, number: int, samples_seen: int) -> None:  # noqa: B027 (most ways have nothing to do)
+        """Say which step comes next; here nothing depends on it.
+
+        Args:
+            number: Its number, from 1.
+            samples_seen: Examples whose update has been applied before it.
+        """
+
+    def after_update(self) -> None:  # noqa: B027 (the same)
+        """Do what follows on the optimizer's step; here nothing, because all ranks have made the same one."""
+
     @abc.abstractmethod
     def micro_batch(self, *, last: bool, measured: bool) -> AbstractContextManager[None]:
         """Return a context for the forward and backward of one micro-batch.
