@@ -19,6 +19,8 @@ def machine() -> str:
             line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
         ]
         name = models[0] if models else name
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        name = f"{torch.cuda.get_device_name()} beside {name}"
     return (
         f"{name}, {torch.get_num_threads()} threads, {platform.system()}, Python {platform.python_version()}, "
         f"torch {torch.__version__}"

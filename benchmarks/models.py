@@ -109,6 +109,7 @@ class Workload:
         shape: Shape of one input; integers below 65 where `tokens`.
         steps: Steps that are timed together, so that a small model's are long enough for the clock.
         tokens: Whether inputs are tokens, each with a target.
+        device: Where model and data are.
     """
 
     build: Callable[[], nn.Module]
@@ -116,20 +117,21 @@ class Workload:
     shape: tuple[int, ...]
     steps: int = 1
     tokens: bool = False
+    device: str = "cpu"
 
     def data(self, n: int) -> tuple[Tensor, Tensor]:
         """Return inputs (n, *shape) and targets (n,) or (n, T), the same every time."""
         generator = torch.Generator().manual_seed(0)
         if self.tokens:
-            text = torch.randint(0, 65, (n, self.shape[0] + 1), generator=generator)
+            text = torch.randint(0, 65, (n, self.shape[0] + 1), generator=generator).to(self.device)
             return text[:, :-1], text[:, 1:]
         labels = torch.randint(0, 10, (n,), generator=generator)
-        return torch.randn(n, *self.shape, generator=generator), labels
+        return torch.randn(n, *self.shape, generator=generator).to(self.device), labels.to(self.device)
 
     def fresh(self) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Return the same new model and optimizer every time."""
         torch.manual_seed(0)
-        model = self.build()
+        model = self.build().to(self.device)
         return model, torch.optim.Adagrad(model.parameters(), lr=1e-3)
 
 
@@ -140,3 +142,8 @@ MODELS = {
     "resnet": Workload(residual, 64, (3, 32, 32)),
     "gpt": Workload(GPT, 16, (128,), tokens=True),
 }
+
+LARGE = {
+    "large-gpt": Workload(lambda: GPT(length=512, width=768, heads=12, blocks=12), 2, (512,), tokens=True),
+}
+"""A model of 86 million weights, for an accelerator."""

@@ -1,6 +1,7 @@
 """What measuring every example's gradient costs: ratios to a plain step, medians of interleaved steps in one process.
 
     python -m benchmarks.statistics [--rounds 20] [--models cnn gpt] [--threads 2]
+    python -m benchmarks.statistics --device cuda --batches 16 --models cnn resnet gpt large-gpt
 
 A plain step is forward, backward and update (Adagrad) = 1.00. "control" is the same plain step a second time: how far
 it is from 1 is how far any other ratio may be trusted; a model whose control leaves 0.97 to 1.03 is measured again, at
@@ -18,6 +19,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -29,7 +31,7 @@ from adadagrad.core.reduction import CoordinateReduction
 from adadagrad.statistics.base import Request
 from benchmarks.engine import ALLOCATOR
 from benchmarks.machine import machine, write_json
-from benchmarks.models import MODELS, Workload
+from benchmarks.models import LARGE, MODELS, Workload
 from benchmarks.steps import Run, interleaved, measured, plain
 
 CONTROL = (0.97, 1.03)
@@ -77,7 +79,9 @@ def main() -> None:
     """Time all models and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20, help="interleaved rounds")
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=[*MODELS, *LARGE], default=list(MODELS))
+    parser.add_argument("--device", default="cpu", help="where to run, cpu or cuda")
+    parser.add_argument("--batches", type=int, default=1, help="how many times the usual batch a step has")
     parser.add_argument("--columns", nargs="+", choices=list(REQUESTS), default=list(REQUESTS))
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -91,7 +95,8 @@ def main() -> None:
     print(f"| model | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}", flush=True)
     rows: dict[str, Any] = {}
     for name in options.models:
-        work = MODELS[name]
+        work = {**MODELS, **LARGE}[name]
+        work = replace(work, device=options.device, batch=work.batch * options.batches)
         for _ in range(TRIES):
             times = interleaved(make_runs(work, options.columns), options.rounds, work.steps)
             control = median(times["control"]) / median(times["plain"])
@@ -103,7 +108,7 @@ def main() -> None:
         cells = [f"{1e3 * base:.3f}", f"{control:.3f}", *(f"{ratio:.3f}" for ratio in ratios), f"{added:.3f}"]
         print(f"| {name} b={work.batch} | {' | '.join(cells)} | {error_of_variance(work):.0e} |", flush=True)
         rows[name] = times
-    print("written to", write_json("statistics", {"rows": rows}))
+    print("written to", write_json(f"statistics-{options.device}", {"rows": rows}))
 
 
 if __name__ == "__main__":

@@ -92,8 +92,15 @@ def interleaved(runs: dict[str, Run], rounds: int, steps: int) -> dict[str, list
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            started = time.perf_counter()
+            started = _now()
             for _ in range(steps):
                 runs[name]()
-            times[name].append((time.perf_counter() - started) / steps)
+            times[name].append((_now() - started) / steps)
     return times
+
+
+def _now() -> float:
+    """Return the clock once an accelerator, if there is one in use, has done what it was given."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()

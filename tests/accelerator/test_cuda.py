@@ -1,0 +1,141 @@
+"""What must hold on a CUDA device too; every test skips, with a reason, where there is none.
+
+python -m pytest tests/accelerator
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import adadagrad as ada
+from adadagrad.statistics.base import Request
+from benchmarks.models import GPT, mlp, small_residual
+from tests.engine.cases import make_data, make_engine, make_model, train, weights
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is at hand")
+
+ALL = ada.Measure(every=1, max_examples=None)
+NETWORKS = {
+    "mlp": (mlp, (1, 28, 28)),
+    "residual": (small_residual, (1, 28, 28)),
+    "gpt": (lambda: GPT(length=16, width=24, heads=2, blocks=2), (16,)),
+}
+
+
+def examples(name: str, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator, shape = torch.Generator().manual_seed(0), NETWORKS[name][1]
+    if name == "gpt":
+        text = torch.randint(0, 65, (n, shape[0] + 1), generator=generator).cuda()
+        return text[:, :-1], text[:, 1:]
+    x = torch.randn(n, *shape, generator=generator, dtype=torch.float64)
+    return x.cuda(), torch.randint(0, 10, (n,), generator=generator).cuda()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_four_numbers_are_those_of_a_loop_over_examples(name: str) -> None:
+    torch.manual_seed(0)
+    model = NETWORKS[name][0]().cuda().double()
+    x, y = examples(name, 9)
+    rows = []
+    for i in range(len(x)):
+        gradients = torch.autograd.grad(F.cross_entropy(model(x[i : i + 1]), y[i : i + 1]), list(model.parameters()))
+        rows.append(torch.cat([g.flatten() for g in gradients]))
+    expected = ada.statistics_from_units(torch.stack(rows))
+    instrument = ada.PerExample().open(model, Request(inner_products=True))
+    for _ in range(4):  # the fourth step does not verify
+        model.zero_grad()
+        with instrument.micro_batch():
+            F.cross_entropy(model(x), y).backward()
+        found = instrument.finish()
+        for field in ("grad_norm_sq", "variance_trace", "inner_product_variance"):
+            assert getattr(found, field) == pytest.approx(getattr(expected, field), rel=1e-9), field
+
+
+def on_device(device: str, wrap: Any = None, dropout: float = 0.0, **options: Any) -> Any:
+    model = make_model(dropout).to(device)
+    whole = model if wrap is None else wrap(model)
+    optimizer = torch.optim.Adagrad(model.parameters(), lr=0.05)
+    return make_engine(whole, optimizer, policy=ada.NormTest(eta=0.6), measure=ALL, **options)
+
+
+def trace(engine: Any) -> list[int]:
+    return [decision.plan.global_batch_size for decision in train(engine)]
+
+
+def test_the_engine_trains_as_on_a_cpu() -> None:
+    there, here = on_device("cuda"), on_device("cpu")
+    assert trace(there) == trace(here)
+    assert float((weights(there.model).cpu() - weights(here.model)).abs().max()) < 1e-12
+
+
+def test_a_run_resumes_bit_for_bit_with_dropout(tmp_path: Any) -> None:
+    whole = on_device("cuda", dropout=0.3)
+    sizes = trace(whole)
+    first = on_device("cuda", dropout=0.3)
+    seen = [decision.plan.global_batch_size for decision in train(first, steps=5)]
+    first.save(tmp_path / "run.pt")
+    torch.cuda.manual_seed_all(99)
+    second = on_device("cuda", dropout=0.3)
+    second.load(tmp_path / "run.pt")
+    assert seen + trace(second) == sizes
+    assert torch.equal(weights(second.model), weights(whole.model))
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A process group of one rank under nccl."""
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29541", "RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setitem(os.environ, name, value)
+    dist.init_process_group("nccl", device_id=torch.device("cuda:0"))
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_wrapped_models_train_as_plain_ones_under_nccl(way: str) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    def shard(model: nn.Module) -> nn.Module:
+        fully_shard(model)
+        return model
+
+    plain = on_device("cuda")
+    expected = trace(plain)
+    model = make_model().cuda()
+    whole = DistributedDataParallel(model) if way == "ddp" else shard(model)
+    optimizer = torch.optim.Adagrad(model.parameters(), lr=0.05)
+    engine = make_engine(whole, optimizer, policy=ada.NormTest(eta=0.6), measure=ALL)
+    assert type(engine.parallel).__name__ == {"ddp": "DataParallel", "fsdp": "FullyShard"}[way]
+    assert trace(engine) == expected
+    found = [p.full_tensor() if way == "fsdp" else p for p in model.parameters()]
+    difference = torch.cat([p.detach().flatten() for p in found]) - weights(plain.model)
+    assert float(difference.abs().max()) < 1e-12
+
+
+def test_autocast_statistics_are_those_of_float32_within_a_percent() -> None:
+    torch.manual_seed(0)
+    model = mlp().cuda()
+    x, y = examples("mlp", 64)
+    found = []
+    for on in (False, True):
+        copied = copy.deepcopy(model)
+        instrument = ada.PerExample().open(copied, Request())
+        with instrument.micro_batch(), torch.autocast("cuda", torch.float16, enabled=on):
+            F.cross_entropy(copied(x.float()), y).backward()
+        found.append(instrument.finish().variance_trace)
+    assert found[1] == pytest.approx(found[0], rel=0.01)
+
+
+def test_data_on_the_host_moves_to_the_model() -> None:
+    engine = make_engine(make_model().cuda(), data=torch.utils.data.DataLoader(make_data(), num_workers=0))
+    assert train(engine, steps=2)[-1].observation.loss > 0
