@@ -50,8 +50,8 @@ class AdaptiveBatch:
     new batch size takes effect at the next step, with the same data workers.
 
     Args:
-        model: The module to train: a plain one, one in DistributedDataParallel, or one that `fully_shard` has sharded.
-            Batches are moved to the device of its first parameter.
+        model: The module to train: a plain one, or one in DistributedDataParallel. Batches are moved to the device of
+            its first parameter.
         optimizer: Any torch optimizer over exactly the model's trainable parameters.
         data: A map-style data set (shuffled), or a DataLoader (its workers, collation and shuffling are used, its
             batch size is not).
@@ -305,12 +305,15 @@ class AdaptiveBatch:
         restore_engine(self, state)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the state to a file, whole or not at all.
+        """Write the state to a file, whole or not at all; to be called on every rank, of which the first one writes.
 
         Args:
             path: The file; an older one is replaced.
         """
-        save_checkpoint(path, {"engine": self.state_dict()})
+        content = {"engine": self.state_dict()}  # on every rank: it gathers their random states
+        if self.parallel.ranks.index == 0:
+            save_checkpoint(path, content)
+        self.parallel.ranks.sum(1.0)  # nobody goes on before the file is there
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Continue from a file that `save` wrote.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from adadagrad.parallel.base import AbstractParallel
 from adadagrad.parallel.ddp import DataParallel
-from adadagrad.parallel.fsdp import FullyShard
 from adadagrad.parallel.recognising import recognise
 from adadagrad.parallel.single import SingleProcess
 
-__all__ = ["AbstractParallel", "DataParallel", "FullyShard", "SingleProcess", "recognise"]
+__all__ = ["AbstractParallel", "DataParallel", "SingleProcess", "recognise"]

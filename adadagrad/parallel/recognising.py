@@ -11,7 +11,6 @@ from torch.nn.parallel import DistributedDataParallel
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.parallel.base import AbstractParallel
 from adadagrad.parallel.ddp import DataParallel
-from adadagrad.parallel.fsdp import FullyShard
 from adadagrad.parallel.single import SingleProcess
 
 
@@ -19,7 +18,7 @@ def recognise(model: nn.Module, parallel: AbstractParallel | None = None) -> Abs
     """Return how a model's steps run.
 
     Args:
-        model: A plain module, one in `DistributedDataParallel`, or one that `fully_shard` has sharded.
+        model: A plain module, or one in `DistributedDataParallel`.
         parallel: What the user says instead; None goes by the model.
 
     Returns:
@@ -31,7 +30,9 @@ def recognise(model: nn.Module, parallel: AbstractParallel | None = None) -> Abs
     """
     if parallel is not None:
         if not isinstance(parallel, AbstractParallel):
-            raise InvalidArgument(f"parallel must be LocalSGD(...), another AbstractParallel or None, got {parallel!r}")
+            raise InvalidArgument(
+                f"parallel must be an AbstractParallel, such as SingleProcess(model), or None, got {parallel!r}"
+            )
         own = model.module if isinstance(model, DistributedDataParallel) else model
         if parallel.module is not own:
             raise InvalidArgument("parallel was made for another model: give it the model that the engine is given")
@@ -43,14 +44,15 @@ def recognise(model: nn.Module, parallel: AbstractParallel | None = None) -> Abs
     if isinstance(model, DistributedDataParallel):
         return DataParallel(model)
     if is_sharded(model):
-        return FullyShard(model)
+        raise InvalidArgument(
+            "model is sharded by fully_shard, which this version cannot train yet: wrap it in DistributedDataParallel"
+        )
     started = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     started = max(started, int(os.environ.get("WORLD_SIZE") or 1) if "LOCAL_RANK" in os.environ else 1)
     if started > 1:
         raise InvalidArgument(
             f"model is a plain module in one of {started} processes, which would train apart from each other: wrap it "
-            "in DistributedDataParallel or shard it with fully_shard first, or pass parallel=LocalSGD(model, ...), or "
-            "SingleProcess(model) where that is meant"
+            "in DistributedDataParallel first, or pass parallel=SingleProcess(model) where that is meant"
         )
     return SingleProcess(model)
 

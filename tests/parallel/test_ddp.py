@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import adadagrad as ada
+from adadagrad.core.errors import InvalidArgument, RanksDisagree
 from tests.engine.cases import Sizes, make_data, make_engine, make_model, train, weights
 from tests.ranks import on_ranks
 
@@ -67,3 +68,47 @@ def test_same_trace_and_weights_as_one_process(ranks: int) -> None:
         if sizes == expected[0]:
             assert float((w - expected[2]).abs().max()) <= bar
             assert losses == pytest.approx(expected[1], abs=bar)
+
+
+def saved_and_loaded(rank: int, folder: str) -> Any:
+    """A run that is saved in the middle and goes on in another engine, with dropout of its own on every rank."""
+
+    def engine() -> Any:
+        model = make_model(dropout=0.3)
+        optimizer = torch.optim.Adagrad(model.parameters(), lr=0.05)
+        return make_engine(DistributedDataParallel(model), optimizer, policy=Sizes(), min_batch_size=4, seed=3)
+
+    whole = engine()
+    sizes = [d.plan.global_batch_size for d in train(whole)]
+    first = engine()
+    seen = [d.plan.global_batch_size for d in train(first, steps=6)]
+    first.save(f"{folder}/run.pt")
+    torch.manual_seed(rank)
+    second = engine()
+    second.load(f"{folder}/run.pt")
+    seen += [d.plan.global_batch_size for d in train(second)]
+    draws = torch.rand(3)
+    return sizes, seen, weights(whole.model), weights(second.model), draws
+
+
+def test_a_run_resumes_bit_for_bit_on_every_rank(tmp_path: Any) -> None:
+    found = on_ranks(2, saved_and_loaded, str(tmp_path))
+    for sizes, seen, whole, resumed, _ in found:
+        assert seen == sizes
+        assert torch.equal(whole, resumed)
+    assert torch.equal(found[0][2], found[1][2])
+    assert not torch.equal(found[0][4], found[1][4])  # dropout differs between ranks
+
+
+def other_seeds(rank: int) -> Any:
+    model = make_model()
+    engine = make_engine(DistributedDataParallel(model), policy=ada.ConstantBatch(8 + rank), data=make_data())
+    with pytest.raises(RanksDisagree, match="and another rank is not"):
+        train(engine)
+    with pytest.raises(InvalidArgument, match="plain module in one of 2 processes"):
+        make_engine(make_model())
+    return True
+
+
+def test_ranks_that_have_come_apart_are_found_before_the_update() -> None:
+    assert on_ranks(2, other_seeds) == [True, True]
