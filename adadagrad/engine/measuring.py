@@ -115,7 +115,7 @@ class Measuring:
         plain = plain_split(self.estimator, share, micro_batch_size)
         if not (self.enabled and wanted and share.size >= self.smallest_batch):
             return plain
-        measured = measured_split(self.estimator, self.settings.max_examples, share, micro_batch_size)
+        measured = measured_split(self.estimator, self._most, share, micro_batch_size)
         every = self.settings.every
         sizes = _sizes(plain, measured)
         if self._automatic:
@@ -185,11 +185,17 @@ class Measuring:
         every, overhead = self.settings.every, self.settings.max_overhead
         sizes = _sizes(
             plain_split(self.estimator, share, micro_batch_size),
-            measured_split(self.estimator, self.settings.max_examples, share, micro_batch_size),
+            measured_split(self.estimator, self._most, share, micro_batch_size),
         )
         if every == "auto":
             return explain(self.estimator, self.instrument, sizes, self._device, max_overhead=overhead)
         return explain(self.estimator, self.instrument, sizes, self._device, every=every)
+
+    @property
+    def _most(self) -> int | None:
+        """Most examples measured of a step; all, where parts cannot be pooled over ranks by scalars."""
+        alone = self._ranks.count == 1 or (isinstance(self.estimator, PerExample) and not self._request.coordinates)
+        return self.settings.max_examples if alone else None
 
     def _costs(self, sizes: StepSize) -> tuple[float, float]:
         """Return the modelled costs of a step as rank 0 sees them, and measure as it does: layer sizes may differ."""

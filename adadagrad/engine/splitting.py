@@ -99,8 +99,9 @@ def measured_split(
 
     Args:
         estimator: What measures.
-        max_examples: Most examples that are measured one by one; None for all. Where several ranks share the step, all
-            are measured in this version.
+        max_examples: Most examples that are measured one by one, over all ranks, but two on each; None for all. All
+            are measured too where a rank might have no other example left, because its last micro-batch is the one
+            that is synchronised.
         share: The step's examples, at least `smallest_batch`.
         micro_batch_size: Most examples in one forward.
 
@@ -120,8 +121,8 @@ def measured_split(
     def full(size: int) -> Sizes:
         return split_batch(size, micro_batch_size)
 
-    part = share.size if max_examples is None or ranks > 1 else max_examples
-    if part >= share.size:
+    part = share.size if max_examples is None else max(max_examples, 2 * ranks)
+    if part + ranks > share.size:
         sizes = share.cut(0, share.size, full)
         return Split(sizes, len(sizes))
     measured = share.cut(0, part, full)

@@ -170,9 +170,6 @@ class ExampleInstrument(AbstractInstrument):
         if self._step is None or self._step.part.failure is not None:
             return
         part = self._step.part
-        if self.request.ranks.count > 1:
-            part.failure = InvalidMeasurement("a measured part of a step needs a single process in this version")
-            return
         norm = None if self._step.sketches is None else self._step.sketches.close
         part.close(self._gradients(), copy=self.request.coordinates is not None, norm=norm)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from adadagrad.core.comm import ALONE
 from adadagrad.core.errors import InvalidArgument, InvalidMeasurement
 from adadagrad.core.records import GradientStatistics
 from adadagrad.core.vectors import squared_norm
@@ -17,6 +18,7 @@ from adadagrad.statistics.coordinate import coordinate_variances, reduce_ratio
 from adadagrad.statistics.coverage import tolerance
 from adadagrad.statistics.examples import Examples
 from adadagrad.statistics.measured_part import MeasuredPart
+from adadagrad.statistics.pooling import pooled
 from adadagrad.statistics.sketches import Sketches
 from adadagrad.statistics.small_noise import in_double, needs_double, products_in_double
 from adadagrad.statistics.standard_errors import grad_norm_sq_error
@@ -117,9 +119,10 @@ class ExampleStep:
                 products = form(examples, gradients)
                 self.sums.products.append((weights[rows], products[rows] / weights[rows]))
                 self.sums.unit_squares.append(squares)
-        self.sums.ranks = request.ranks
+        groups = part and request.ranks.count > 1
+        self.sums.ranks = ALONE if groups else request.ranks
         sums = (self.sums if part else self.sums.scaled(scale)).over_ranks()
-        if sums.units == 0:
+        if sums.units == 0 and not groups:
             raise InvalidMeasurement("every example had weight 0: give the rows that count a positive weight")
         if request.inner_products and not part:
             self._check_products(sums, s, gradients)
@@ -136,7 +139,7 @@ class ExampleStep:
         if num_examples is None:
             weight_sq_sum = sums.weight_sq / sums.weight**2
         inner = sums.inner_product_variance() if request.inner_products else None
-        return GradientStatistics(
+        found = GradientStatistics(
             num_examples=b,
             grad_norm_sq=s,
             variance_trace=sums.variance_trace(norm_sq),
@@ -148,6 +151,7 @@ class ExampleStep:
             variance_trace_error=self._error(sums, s if request.inner_products else None, scale, probe_error),
             grad_norm_sq_error=None if inner is None else grad_norm_sq_error(inner, weight_sq_sum or 1 / b),
         )
+        return pooled(found, sums.units * sums.freedom, request.ranks) if groups else found
 
     def _error(
         self, sums: WeightedSums, grad_norm_sq: float | None, scale: float, probe_error: float | None
