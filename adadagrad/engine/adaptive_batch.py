@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from adadagrad.batching import Assembler, make_plan, make_source
 from adadagrad.batching.mixing import seed_for
 from adadagrad.batching.trees import map_leaves
-from adadagrad.checkpoint import load_checkpoint, save_checkpoint
+from adadagrad.checkpoint import CheckpointStore, load_checkpoint
+from adadagrad.checkpoint.store import read, write
 from adadagrad.core.checks import check_choice, check_integer, check_positive
 from adadagrad.core.errors import CorruptCheckpoint, InvalidArgument, StepError
 from adadagrad.core.protocols import BatchSizePolicy, LearningRateRule, LearningRateSchedule
@@ -34,7 +35,7 @@ from adadagrad.engine.learning_rate import LearningRate
 from adadagrad.engine.log_records import end_record, metrics_record, start_record
 from adadagrad.engine.measuring import Measuring
 from adadagrad.engine.run_log import RunLog
-from adadagrad.engine.saving import engine_state, restore_engine
+from adadagrad.engine.saving import checkpoint, engine_state, restore_engine, resume
 from adadagrad.engine.splitting import Share
 from adadagrad.engine.step import Step
 from adadagrad.parallel import AbstractParallel, recognise
@@ -79,7 +80,8 @@ class AdaptiveBatch:
             and a cut batch decides nothing.
         seed: Seeds the order of the data and its random augmentation; not the model.
         log_dir: Directory for ``run.jsonl`` and checkpoints, made if need be; None writes nothing.
-        checkpoint_every: Save ``log_dir/checkpoint.pt`` whenever so many samples have been seen since the last.
+        checkpoint_every: Save into ``log_dir/checkpoints`` whenever so many samples have been seen since the last.
+        keep_checkpoints: How many of the newest are kept there.
 
     Raises:
         InvalidArgument: An argument is out of range or contradicts another one; the message names both.
@@ -121,6 +123,7 @@ class AdaptiveBatch:
         seed: int = 0,
         log_dir: str | os.PathLike[str] | None = None,
         checkpoint_every: int | None = None,
+        keep_checkpoints: int = 3,
     ) -> None:
         check_types(model, optimizer, policy)
         check_settings(bounds, measure, rate, lr_schedule)
@@ -182,7 +185,8 @@ class AdaptiveBatch:
         if ranks.index > 0:
             torch.manual_seed(seed_for(torch.initial_seed(), ranks.index))
         self._checkpoint_every, self._last_checkpoint = checkpoint_every, 0
-        self._checkpoint_path = None if log_dir is None else Path(log_dir) / "checkpoint.pt"
+        self._store = CheckpointStore(Path(log_dir or ".") / "checkpoints", keep_checkpoints, ranks)
+        self._has_directory = log_dir is not None
 
     def __iter__(self) -> Iterator[Step]:
         """Yield one step after the other until the budget of samples is used.
@@ -310,10 +314,7 @@ class AdaptiveBatch:
         Args:
             path: The file; an older one is replaced.
         """
-        content = {"engine": self.state_dict()}  # on every rank: it gathers their random states
-        if self.parallel.ranks.index == 0:
-            save_checkpoint(path, content)
-        self.parallel.ranks.sum(1.0)  # nobody goes on before the file is there
+        write(Path(path), {"engine": self.state_dict()}, self.parallel.ranks)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Continue from a file that `save` wrote.
@@ -326,10 +327,36 @@ class AdaptiveBatch:
             StepError: A step is in progress.
             InvalidArgument: As for `load_state_dict`.
         """
-        content = load_checkpoint(path)
+        content = read(Path(path), load_checkpoint, self.parallel.ranks)
         if "engine" not in content:
             raise CorruptCheckpoint(f"{path} is a checkpoint, but not of an engine: use a file that engine.save wrote")
         self.load_state_dict(content["engine"])
+
+    def checkpoint(self) -> None:
+        """Save into ``log_dir/checkpoints`` now, between two steps; on every rank.
+
+        Raises:
+            InvalidArgument: There is no `log_dir`.
+            StepError: A step is in progress.
+        """
+        checkpoint(self)
+
+    def resume(self) -> bool:
+        """Continue from the newest good checkpoint in ``log_dir/checkpoints``; on every rank, before the first step.
+
+        A script that calls it after making the engine can be killed and started again as often as need be. A newer
+        checkpoint that is damaged is named in a warning and passed over. Where nothing has been saved yet the run
+        begins anew, and what an attempt before has logged is dropped.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            InvalidArgument: There is no `log_dir`, or as for `load_state_dict`.
+            CorruptCheckpoint: There are checkpoints, and none of them can be read.
+            StepError: A step is in progress.
+        """
+        return resume(self)
 
     def _begin(self) -> None:
         """Write the start record, if this run has none."""

@@ -105,6 +105,12 @@ class RunLog:
         if self.path is not None and self.position > state["position"]:
             os.truncate(self.path, state["position"])
 
+    def restart(self) -> None:
+        """Drop everything, for a run that begins anew because nothing of it was saved."""
+        self.close()
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
     def _first_line(self) -> int | None:
         """Return the checksum of the start record, which holds the time; None for an empty log."""
         if self.path is None or self.position == 0:

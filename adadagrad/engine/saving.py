@@ -103,7 +103,46 @@ def save_if_due(engine: AdaptiveBatch) -> None:
     Args:
         engine: The engine, after a step.
     """
-    every, path = engine._checkpoint_every, engine._checkpoint_path
-    if every is not None and path is not None and engine.samples_seen - engine._last_checkpoint >= every:
-        engine._last_checkpoint = engine.samples_seen
-        engine.save(path)
+    every = engine._checkpoint_every
+    if every is not None and engine.samples_seen - engine._last_checkpoint >= every:
+        checkpoint(engine)
+
+
+def checkpoint(engine: AdaptiveBatch) -> None:
+    """Save into the engine's store; see `AdaptiveBatch.checkpoint`.
+
+    Args:
+        engine: The engine, between two steps.
+
+    Raises:
+        InvalidArgument: It has no directory.
+    """
+    if not engine._has_directory:
+        raise InvalidArgument("checkpoint needs log_dir, the directory to save in: use engine.save(path)")
+    engine._store.save(engine.steps, {"engine": engine_state(engine)})
+    engine._last_checkpoint = engine.samples_seen
+
+
+def resume(engine: AdaptiveBatch) -> bool:
+    """Continue from the newest good checkpoint of the engine's store; see `AdaptiveBatch.resume`.
+
+    Args:
+        engine: The engine, between two steps.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        InvalidArgument: It has no directory.
+        StepError: It has made steps already, and there is no checkpoint.
+    """
+    if not engine._has_directory:
+        raise InvalidArgument("resume needs log_dir, the directory that checkpoints are in: use engine.load(path)")
+    content = engine._store.load_newest()
+    if content is not None:
+        restore_engine(engine, content["engine"])
+        return True
+    if engine.steps:
+        raise StepError("resume was called after the first step, and nothing has been saved: call it before")
+    engine._log.restart()
+    return False

@@ -19,6 +19,9 @@ class DataParallel(AbstractParallel):
     Gradients are added up on each rank without communication, and averaged once, while the backward of the step's last
     micro-batch runs. A rank may run fewer micro-batches than another.
 
+    With more than two ranks a resumed run is the same to rounding: the wrapper arranges its buckets anew after the
+    first step of a process, and with them the order of sums. ``find_unused_parameters=True`` keeps every bit.
+
     Evaluate ``model.module``, not the wrapper: the wrapper's forward sends buffers to all ranks, and waits for them.
 
     Args:

@@ -279,11 +279,12 @@ def test_the_state_is_refused_while_a_step_is_under_way():
 @pytest.mark.parametrize("every", [1, 50, 137])
 def test_checkpoint_every_saves_when_so_many_samples_have_been_seen(every, tmp_path):
     engine = build("every step", tmp_path, total_samples=400, checkpoint_every=every)
-    path, saved = tmp_path / "checkpoint.pt", []
+    folder, saved = tmp_path / "checkpoints", []
 
     def look():
-        if path.exists():
-            seen = torch.load(path, weights_only=True)["engine"]["samples_seen"]
+        if folder.exists():
+            newest = max(folder.iterdir())
+            seen = torch.load(newest, weights_only=True)["engine"]["samples_seen"]
             if not saved or saved[-1] != seen:
                 saved.append(seen)
 
@@ -296,7 +297,7 @@ def test_checkpoint_every_saves_when_so_many_samples_have_been_seen(every, tmp_p
             expected.append(seen)
     assert saved == expected
     again = build("every step", tmp_path, total_samples=400)
-    again.load(path)
+    assert again.resume()
     assert again.samples_seen == saved[-1]
     assert [entry.name for entry in tmp_path.iterdir() if "tmp" in entry.name] == []
 
@@ -477,15 +478,15 @@ def test_after_a_resume_the_next_checkpoint_is_as_far_away_as_always(tmp_path):
     first = build("every step", tmp_path, checkpoint_every=100, total_samples=400)
     go(first, 10**9)
     second = build("every step", tmp_path, checkpoint_every=100, total_samples=600)
-    second.load(tmp_path / "checkpoint.pt")
-    before = second.samples_seen
+    assert second.resume()
+    before, saved = second.samples_seen, sorted((tmp_path / "checkpoints").iterdir())
     assert before > 200
-    (tmp_path / "checkpoint.pt").unlink()
+    assert len(saved) == 3
     go(second, second.steps + 1)
     assert second.samples_seen < before + 100
-    assert not (tmp_path / "checkpoint.pt").exists()
+    assert sorted((tmp_path / "checkpoints").iterdir()) == saved
     go(second, 10**9)
-    assert (tmp_path / "checkpoint.pt").exists()
+    assert len(set((tmp_path / "checkpoints").iterdir()) - set(saved)) >= 1
 
 
 def test_skips_in_a_row_are_counted_across_a_resume(tmp_path):

@@ -7,11 +7,11 @@ import os
 import pickle
 import random
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 
-from adadagrad import checkpoint
 from adadagrad.checkpoint import VERSION, load_checkpoint, random_states, save_checkpoint, set_random_states
 from adadagrad.core.errors import AdadagradError, CorruptCheckpoint
 
@@ -132,7 +132,8 @@ def written_in_part(content, file):
 CRASHES = {
     "torch.save": (torch, "save", written_in_part),
     "fsync": (os, "fsync", None),
-    "replace": (checkpoint.Path, "replace", None),
+    "manifest": (zipfile.ZipFile, "writestr", None),
+    "replace": (Path, "replace", None),
 }
 
 

@@ -1,21 +1,19 @@
-"""Checkpoints: plain values and tensors in one file, written whole or not at all, checked before they are used.
+"""One checkpoint file: plain values and tensors, written whole or not at all, checked before they are used.
 
 A file is what `torch.save` writes of nested dicts, lists, tensors, numbers and words, so it loads with
-``weights_only=True``. Its zip records carry checksums, which `torch.load` does not look at; they are verified
-here first, because one flipped bit in tensor data otherwise loads without an error.
+``weights_only=True``. A manifest with the SHA-256 of every record is added to it (`manifest.py`) and verified before
+anything is used, because one flipped bit in tensor data otherwise loads without an error.
 """
 
 from __future__ import annotations
 
 import os
-import random
-import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from adadagrad.checkpoint.manifest import damaged_record, seal
 from adadagrad.core.errors import CorruptCheckpoint
 
 VERSION = 1
@@ -35,16 +33,12 @@ def save_checkpoint(path: str | os.PathLike[str], content: dict[str, Any]) -> No
     try:
         with temporary.open("wb") as file:
             torch.save({"version": VERSION, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
+        seal(temporary)
+        write_through(temporary)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_through(target.parent)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -63,8 +57,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not source.is_file():
         raise CorruptCheckpoint(f"{source} does not exist: check the path, or start without resuming")
     try:
-        with zipfile.ZipFile(source) as archive:
-            damaged = archive.testzip()
+        damaged = damaged_record(source)
         content = None if damaged else torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CorruptCheckpoint(f"{source} is not a readable checkpoint ({error}): use an earlier one") from error
@@ -79,31 +72,14 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def random_states() -> dict[str, Any]:
-    """Return the states of all random number generators of this process, as plain values and tensors."""
-    version, words, gauss = random.getstate()
-    states: dict[str, Any] = {"python": [version, list(words), gauss], "torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        name, keys, position, has_gauss, cached = numpy.random.get_state()
-        states["numpy"] = [name, torch.tensor(keys.tolist()), position, has_gauss, float(cached)]
-    return states
-
-
-def set_random_states(states: dict[str, Any]) -> None:
-    """Put all random number generators back.
+def write_through(path: Path) -> None:
+    """Wait until a file, or the list of files in a folder, is on the disk.
 
     Args:
-        states: What `random_states` returned; generators that this process does not have are left out.
+        path: The file or folder.
     """
-    version, words, gauss = states["python"]
-    random.setstate((version, tuple(words), gauss))
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
-    numpy = sys.modules.get("numpy")
-    if "numpy" in states and numpy is not None:
-        name, keys, position, has_gauss, cached = states["numpy"]
-        numpy.random.set_state((name, keys.tolist(), position, has_gauss, cached))
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
