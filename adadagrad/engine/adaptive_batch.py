@@ -17,7 +17,7 @@ from adadagrad.batching.trees import map_leaves
 from adadagrad.checkpoint import CheckpointStore, load_checkpoint
 from adadagrad.checkpoint.store import read, write
 from adadagrad.core.checks import check_choice, check_integer, check_positive
-from adadagrad.core.errors import CorruptCheckpoint, InvalidArgument, StepError
+from adadagrad.core.errors import CorruptCheckpoint, InvalidArgument
 from adadagrad.core.protocols import BatchSizePolicy, LearningRateRule, LearningRateSchedule
 from adadagrad.core.settings import Bounds, Measure
 from adadagrad.engine.arguments import (
@@ -29,10 +29,10 @@ from adadagrad.engine.arguments import (
     smallest_allowed,
 )
 from adadagrad.engine.confidence import check_confidence
-from adadagrad.engine.deciding import is_final
 from adadagrad.engine.gradients import Gradients
 from adadagrad.engine.learning_rate import LearningRate
-from adadagrad.engine.log_records import end_record, metrics_record, start_record
+from adadagrad.engine.log_records import metrics_record
+from adadagrad.engine.loop import begin, every_step
 from adadagrad.engine.measuring import Measuring
 from adadagrad.engine.run_log import RunLog
 from adadagrad.engine.saving import checkpoint, engine_state, restore_engine, resume
@@ -40,7 +40,7 @@ from adadagrad.engine.splitting import Share
 from adadagrad.engine.step import Step
 from adadagrad.parallel import AbstractParallel, recognise
 from adadagrad.policies.bounds import check_bounds
-from adadagrad.statistics.compiled import compiled_modules, let_batch_size_vary
+from adadagrad.statistics.compiled import let_batch_size_vary
 
 
 class AdaptiveBatch:
@@ -80,7 +80,8 @@ class AdaptiveBatch:
             and a cut batch decides nothing.
         seed: Seeds the order of the data and its random augmentation; not the model.
         log_dir: Directory for ``run.jsonl`` and checkpoints, made if need be; None writes nothing.
-        checkpoint_every: Save into ``log_dir/checkpoints`` whenever so many samples have been seen since the last.
+        checkpoint_every: Save into ``log_dir/checkpoints`` whenever so many samples have been seen since the last, and
+            when SIGTERM or SIGINT has told a rank to stop: all ranks then finish the step and exit with status 143.
         keep_checkpoints: How many of the newest are kept there.
 
     Raises:
@@ -189,46 +190,19 @@ class AdaptiveBatch:
         self._has_directory = log_dir is not None
 
     def __iter__(self) -> Iterator[Step]:
-        """Yield one step after the other until the budget of samples is used.
+        """Return one step after the other until the budget of samples is used.
 
-        Yields:
-            The step to run and update. Leaving the loop in the middle of a step, or an error before its optimizer
-            has stepped, undoes the step: its gradient is gone, and its examples come again. (What the forward has
-            changed stays: random states, BatchNorm's running statistics.)
+        Returns:
+            An iterator over the steps to run and update. Leaving the loop in the middle of a step, or an error before
+            its optimizer has stepped, undoes the step: its gradient is gone, and its examples come again. (What the
+            forward has changed stays: random states, BatchNorm's running statistics.)
 
         Raises:
             StepError: The last step was not updated, or another loop over this engine is in the middle of one.
+            SystemExit: A signal has told a rank to stop, and `checkpoint_every` is given.
             InvalidArgument: `log_dir` holds the log of another run.
         """
-        if self._step is not None and not self._step.finished:
-            raise StepError(
-                "another loop over this engine is in the middle of a step: finish that step with step.update() first, "
-                "or leave that loop"
-            )
-        self._begin()
-        self._compiled = bool(compiled_modules(self.model))
-        try:
-            while self.progress < self.total_samples:
-                self._started = time.perf_counter()
-                self._gradients.refuse_leftovers()
-                self.parallel.begin_step(self.steps + 1, self.samples_seen)
-                step = self._step = self._next_step()  # from here on it can be undone
-                self.learning_rate.begin(step.global_batch_size)
-                yield step
-                if not step.finished:
-                    raise StepError(
-                        "the update of this step failed, and the step was undone: mend the error that it raised, and "
-                        "iterate the engine again"
-                        if step.undone
-                        else "a step was left without update: call step.update() before the next step"
-                    )
-                self._step = None
-            self._log.write("end", end_record(self))
-        finally:
-            if self._step is not None:
-                self.abandon(self._step)
-            self._assembler.source.close()
-            self._log.close()
+        return every_step(self)
 
     @property
     def progress(self) -> float:
@@ -272,14 +246,14 @@ class AdaptiveBatch:
             InvalidArgument: A metric is no number, or `log_dir` holds the log of another run.
         """
         record = metrics_record(self, metrics)
-        self._begin()
+        begin(self)
         self._log.write("log", record)
         if self._step is None:  # outside the loop, which closes the file when it ends
             self._log.close()
 
     def explain(self) -> str:
         """Return which rule measures which layer, what that is expected to cost, and how often a step is measured."""
-        return self.measuring.explain(self._share(self.global_batch_size), self.micro_batch_size)
+        return self.measuring.explain(self.share(self.global_batch_size), self.micro_batch_size)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that resuming needs: model, optimizer, random states, position, sizes.
@@ -358,27 +332,12 @@ class AdaptiveBatch:
         """
         return resume(self)
 
-    def _begin(self) -> None:
-        """Write the start record, if this run has none."""
-        if not self._begun:
-            self._log.refuse_other()
-            self._log.write("start", start_record(self))
-            self._begun = True
+    def share(self, size: int) -> Share:
+        """Return who has which part of the next examples of the stream; for the loop.
 
-    def _next_step(self) -> Step:
-        size = self.global_batch_size
-        if not self.learning_rate.counts_progress:
-            size = min(size, self.total_samples - self.samples_seen)
-        if self.epoch_boundary == "short":
-            size = min(size, self._assembler.until_epoch_end)
-        whole = size == self.global_batch_size
-        final = is_final(self.policy, self.global_batch_size, self.bounds, self.max_batch_size)
-        wanted = whole and (not final or self.measuring.rate_needs)
-        plan = make_plan(self.global_batch_size, self.micro_batch_size, self.parallel.ranks.count)
-        split = self.measuring.split(self.steps + 1, self._share(size), self.micro_batch_size, wanted=wanted)
-        return Step(self, self.steps + 1, plan, size, split)
-
-    def _share(self, size: int) -> Share:
+        Args:
+            size: How many there are, over all ranks.
+        """
         return Share(self._assembler.source.order, self.samples_drawn, size, self.parallel.aligned)
 
     def _moved(self, path: tuple[str, ...], leaves: Sequence[Any]) -> Any:

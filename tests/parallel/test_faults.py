@@ -1,0 +1,102 @@
+"""What goes wrong on one rank is known to all of them: a wish to stop, numbers that are not finite."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+import adadagrad as ada
+from adadagrad.core.errors import NonFiniteGradient
+from tests.engine.cases import Sizes, make_data, make_engine, make_model, mean_loss, train, weights
+from tests.ranks import on_ranks
+
+
+def build(policy: Any = None, **options: Any) -> Any:
+    model = make_model(0.3)
+    return make_engine(
+        DistributedDataParallel(model),
+        torch.optim.SGD(model.parameters(), lr=0.05),
+        policy=Sizes() if policy is None else policy,
+        min_batch_size=4,
+        total_samples=400,
+        **options,
+    )
+
+
+def one_is_told(rank: int, victim: int, folder: str) -> Any:
+    engine = build(log_dir=folder, checkpoint_every=10**9)
+    try:
+        for step in engine:
+            if engine.steps == 3 and rank == victim:
+                os.kill(os.getpid(), signal.SIGTERM)
+            step.run(mean_loss(engine.model))
+            step.update()
+    except SystemExit as left:
+        code = left.code
+    again = build(log_dir=folder, checkpoint_every=10**9)
+    return code, engine.steps, again.resume(), again.steps
+
+
+@pytest.mark.parametrize(("ranks", "victim"), [(2, 0), (2, 1), (4, 3)])
+def test_all_ranks_leave_after_the_same_step(ranks: int, victim: int, tmp_path: Path) -> None:
+    assert on_ranks(ranks, one_is_told, victim, str(tmp_path)) == [(143, 4, True, 4)] * ranks
+
+
+def one_is_not_finite(rank: int, kind: str) -> Any:
+    """Rank 1 has a loss or gradient that is not finite in steps 2 and 4."""
+    measure = ada.Measure(every=1, max_examples=None)
+    engine = build(ada.NormTest(eta=0.8), measure=measure, data=make_data(), global_batch_size=8)
+    before, reasons = [], []
+    for step in engine:
+        before.append(weights(engine.parallel.module))
+        bad = rank == 1 and step.number in (2, 4)
+
+        def loss(batch: Any, bad: bool = bad) -> torch.Tensor:
+            value = mean_loss(engine.model)(batch)
+            if bad and kind == "gradient":
+                return value + (value * 0).sqrt()  # 0 has an infinite slope
+            return value * (float("nan") if bad else 1.0)
+
+        step.run(loss)
+        reasons.append(step.update().reason)
+        if step.number == 5:
+            break
+    unchanged = [torch.equal(before[k], before[k + 1]) for k in range(4)]
+    return (
+        reasons,
+        unchanged,
+        engine.skipped,
+        engine.samples_seen,
+        engine.samples_drawn,
+        weights(engine.parallel.module),
+    )
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_on_one_rank_is_left_out_on_all(kind: str) -> None:
+    found = on_ranks(2, one_is_not_finite, kind)
+    for reasons, unchanged, skipped, seen, drawn, _ in found:
+        assert [reason == "skipped: non-finite" for reason in reasons] == [False, True, False, True, False]
+        assert unchanged == [False, True, False, True]
+        assert skipped == 2
+        assert seen < drawn
+    assert torch.equal(found[0][-1], found[1][-1])
+    assert found[0][:5] == found[1][:5]
+
+
+def one_stops(rank: int) -> str:
+    engine = build(on_nonfinite="stop")
+    with pytest.raises(NonFiniteGradient) as error:
+        train(engine, lambda batch: mean_loss(engine.model)(batch) * (float("inf") if rank == 2 else 1.0))
+    return str(error.value)[:40]
+
+
+def test_or_all_ranks_stop() -> None:
+    found = on_ranks(4, one_stops)
+    assert found == [found[0]] * 4
