@@ -6,5 +6,14 @@ from adadagrad.parallel.base import AbstractParallel
 from adadagrad.parallel.ddp import DataParallel
 from adadagrad.parallel.recognising import recognise
 from adadagrad.parallel.single import SingleProcess
+from adadagrad.parallel.starting import data_parallel, join_process_group, leave_process_group
 
-__all__ = ["AbstractParallel", "DataParallel", "SingleProcess", "recognise"]
+__all__ = [
+    "AbstractParallel",
+    "DataParallel",
+    "SingleProcess",
+    "data_parallel",
+    "join_process_group",
+    "leave_process_group",
+    "recognise",
+]
