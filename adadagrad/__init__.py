@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         InnerProductTest,
         LinearBatch,
         NormTest,
+        RecordedBatch,
         StagedBatch,
     )
     from adadagrad.rates import (
@@ -88,6 +89,7 @@ __all__ = [
     "Observation",
     "PerExample",
     "Probe",
+    "RecordedBatch",
     "Seesaw",
     "SquareRootScaling",
     "StagedBatch",
@@ -116,6 +118,7 @@ _HOMES = {
         "InnerProductTest",
         "LinearBatch",
         "NormTest",
+        "RecordedBatch",
         "StagedBatch",
     ),
     "rates": (

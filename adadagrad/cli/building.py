@@ -17,6 +17,7 @@ from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.settings import Bounds, Measure
 from adadagrad.engine import AdaptiveBatch
 from adadagrad.engine.recommended import GROWTH, OVERHEAD, recommended
+from adadagrad.parallel.starting import data_parallel, local_device
 from adadagrad.policies import GradientNoiseScale
 from adadagrad.policies.base import AbstractPolicy
 
@@ -55,11 +56,11 @@ def make_engine(
         rate = make_rate(optimizer, chosen)
     budget: dict[str, Any] = {"epochs": run.epochs} if run.samples is None else {"total_samples": run.samples}
     return AdaptiveBatch(
-        model,
+        data_parallel(model, run.device),
         optimizer,
         data.train,
         policy=policy,
-        global_batch_size=None if batch.policy == "staged" else batch.global_batch_size,
+        global_batch_size=None if batch.policy in ("staged", "recorded") else batch.global_batch_size,
         min_batch_size=min_batch_size,
         max_batch_size=batch.max_batch_size,
         micro_batch_size=batch.micro_batch_size,
@@ -110,7 +111,7 @@ def _moved(model: nn.Module, device: str) -> nn.Module:
     if device == "meta":
         raise InvalidArgument("--device meta holds no numbers: choose cpu or cuda")
     try:
-        return model.to(device)
+        return model.to(local_device(device))
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InvalidArgument(f"--device {device} cannot be used here: {reason}") from error

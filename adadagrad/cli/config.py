@@ -29,8 +29,10 @@ class BatchOptions:
 
     Args:
         policy: recommended (the choice that docs/how-to-choose.md explains), norm (the paper's test), inner-product,
-            augmented, coordinate, noise-scale, cabs, divebatch, big-batch, constant, staged, linear or geometric.
-        global_batch_size: Examples in the first step; a constant batch keeps it, --stages says it itself.
+            augmented, coordinate, noise-scale, cabs, divebatch, big-batch, constant, staged, linear, geometric or
+            recorded.
+        global_batch_size: Examples in the first step; a constant batch keeps it, --stages and --plan say it
+            themselves.
         min_batch_size: Smallest batch of a policy that may shrink it; without it the first one under the recommended
             policy, and under others the smallest that can be measured [recommended, noise-scale, cabs].
         max_batch_size: Largest batch; without it the whole training set.
@@ -71,6 +73,7 @@ class PolicyOptions:
         loss_offset: What the loss cannot fall below [cabs].
         delta: Share of the data set that pure noise asks for [divebatch].
         stages: Samples:size entries such as "0:256 1M:1024" [staged].
+        plan: Directory or run.jsonl of a run whose batch sizes are repeated [recorded, needed].
         end_batch_size: Last size of the ramp [linear, needed; geometric].
         ramp_samples: Samples until the last size is reached [linear, needed].
         increment: Step from one size to the next [linear, big-batch].
@@ -90,6 +93,7 @@ class PolicyOptions:
     loss_offset: float = 0.0
     delta: float = 0.1
     stages: str | None = None
+    plan: str | None = None
     end_batch_size: int | None = None
     ramp_samples: int | None = None
     increment: int = 1

@@ -31,6 +31,7 @@ from adadagrad.policies import (
     InnerProductTest,
     LinearBatch,
     NormTest,
+    RecordedBatch,
     StagedBatch,
 )
 from adadagrad.policies.base import AbstractPolicy
@@ -66,6 +67,7 @@ POLICIES: Mapping[str, Callable[[BatchOptions, PolicyOptions], AbstractPolicy]] 
         every_samples=_given(p.every_samples, "every-samples", "--policy geometric"),
         end=p.end_batch_size,
     ),
+    "recorded": lambda b, p: RecordedBatch.from_log(_given(p.plan, "plan", "--policy recorded")),
 }
 
 OPTIMIZERS: Mapping[str, Callable[[Iterable[nn.Parameter], OptimizerOptions], torch.optim.Optimizer]] = {

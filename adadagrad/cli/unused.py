@@ -38,6 +38,7 @@ READERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "loss_offset": ("policy", ("cabs",)),
     "delta": ("policy", ("divebatch",)),
     "stages": ("policy", ("staged",)),
+    "plan": ("policy", ("recorded",)),
     "end_batch_size": ("policy", ("linear", "geometric")),
     "ramp_samples": ("policy", ("linear",)),
     "increment": ("policy", ("linear", "big-batch")),

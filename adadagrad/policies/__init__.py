@@ -10,6 +10,7 @@ from adadagrad.policies.geometric import GeometricBatch
 from adadagrad.policies.inner_product import AugmentedInnerProductTest, InnerProductTest
 from adadagrad.policies.noise_scale import GradientNoiseScale
 from adadagrad.policies.norm import NormTest
+from adadagrad.policies.recorded import RecordedBatch
 from adadagrad.policies.schedules import ConstantBatch, LinearBatch
 from adadagrad.policies.staged import StagedBatch
 
@@ -26,6 +27,7 @@ __all__ = [
     "InnerProductTest",
     "LinearBatch",
     "NormTest",
+    "RecordedBatch",
     "StagedBatch",
     "ceil_with_guard",
     "check_bounds",

@@ -28,6 +28,7 @@ from adadagrad.cli.names import (
 from adadagrad.cli.rates import RATES, make_rate
 from adadagrad.core.errors import InvalidArgument, UnknownName
 from adadagrad.rates import LinearScaling
+from tests.policies.test_recorded import START, step, write
 
 OPTIONS = PolicyOptions(
     eta=0.5,
@@ -73,6 +74,12 @@ def test_policies(name: str, text: str) -> None:
     assert name in POLICIES
 
 
+def test_recorded_reads_a_log(tmp_path: Path) -> None:
+    write(tmp_path, START, step(4, 8))
+    policy = make_policy(BatchOptions(policy="recorded"), PolicyOptions(plan=str(tmp_path)))
+    assert repr(policy) == "RecordedBatch(plan=((0, 4), (4, 8)))"
+
+
 @pytest.mark.parametrize(
     ("name", "rate"),
     [
@@ -95,7 +102,8 @@ def test_quantile_is_given_to_the_reduction_that_has_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "flag"), [("staged", "stages"), ("linear", "end-batch-size"), ("geometric", "every-samples")]
+    ("name", "flag"),
+    [("staged", "stages"), ("linear", "end-batch-size"), ("geometric", "every-samples"), ("recorded", "plan")],
 )
 def test_an_option_that_a_policy_cannot_do_without(name: str, flag: str) -> None:
     with pytest.raises(InvalidArgument, match=f"--{flag} must be given with --policy {name}"):

@@ -17,6 +17,7 @@ from adadagrad.cli.names import OPTIMIZERS, POLICIES, SCHEDULES
 from adadagrad.cli.rates import RATES
 from adadagrad.cli.unused import READERS, TESTS
 from adadagrad.core.errors import InvalidArgument
+from tests.policies.test_recorded import START, write
 
 pytest.importorskip("tyro")
 
@@ -100,8 +101,9 @@ def _allowed(decider: str, choice: str, group: type) -> set[str]:
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
-def test_the_table_says_what_each_policy_reads(policy: str) -> None:
-    options = PolicyOptions(stages="0:8", end_batch_size=64, ramp_samples=100, every_samples=10)
+def test_the_table_says_what_each_policy_reads(policy: str, tmp_path: Path) -> None:
+    write(tmp_path, START)
+    options = PolicyOptions(stages="0:8", plan=str(tmp_path), end_batch_size=64, ramp_samples=100, every_samples=10)
     watched = _Watched(options)
     POLICIES[policy](BatchOptions(policy=policy), watched)  # type: ignore[arg-type]
     assert watched.read == _allowed("policy", policy, PolicyOptions)

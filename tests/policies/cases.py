@@ -24,6 +24,7 @@ from adadagrad.policies import (
     InnerProductTest,
     LinearBatch,
     NormTest,
+    RecordedBatch,
     StagedBatch,
 )
 
@@ -294,6 +295,27 @@ CASES = [
             ({"stages": {0: 256, 1e6: 512}}, "a threshold in stages must be an integer, got 1000000.0"),
             ({"stages": [(0, 256, 3)]}, "stages must be pairs (samples_seen, global_batch_size)"),
             ({"stages": [0, 256]}, "stages must be pairs (samples_seen, global_batch_size), got 0"),
+        ),
+    ),
+    PolicyCase(
+        RecordedBatch(((0, 16), (16, 24), (64, 9))),
+        answers=(
+            (seen(0), 16.0),
+            (seen(15), 16.0),
+            (seen(16), 24.0),
+            (seen(63), 24.0),
+            (seen(64), 9.0),
+            (seen(9999), 9.0),
+        ),
+        bad_arguments=(
+            ({"plan": ()}, "plan must begin at 0 samples seen, got no pair at all"),
+            ({"plan": ((8, 16),)}, "plan must begin at 0 samples seen, got 8"),
+            ({"plan": ((0, 16), (16, 24), (16, 32))}, "samples_seen in plan must increase, got 16 after 16"),
+            ({"plan": ((0, 0),)}, "a batch size in plan must be >= 1, got 0"),
+            ({"plan": ((0, 16), (-1, 8))}, "samples_seen in plan must be >= 0, got -1"),
+            ({"plan": ((0, 16.0),)}, "a batch size in plan must be an integer, got 16.0"),
+            ({"plan": "run.jsonl"}, "plan must be pairs (samples_seen, global_batch_size), got 'run.jsonl': "),
+            ({"plan": ((0, 16, 3),)}, "plan must be pairs (samples_seen, global_batch_size), got ((0, 16, 3),)"),
         ),
     ),
     PolicyCase(
