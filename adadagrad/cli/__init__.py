@@ -28,6 +28,7 @@ USAGE = "\n".join([
     "examples:",
     "  adadagrad compare --data digits",
     "  adadagrad train --data mnist:path/to/mnist --model cnn --policy norm --eta 0.25 --epochs 5",
+    "  torchrun --nproc-per-node 4 -m adadagrad train --data mnist:path/to/mnist --model cnn --device cuda",
     "  adadagrad measure --data my_package.my_module:make_data --model my_package.my_module:make_model",
     "  adadagrad report runs/train-001 runs/train-002 -o report.html",
     "",
@@ -50,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AdadagradError as error:
         if os.environ.get("ADADAGRAD_TRACEBACK"):
             traceback.print_exception(error)
-        print(f"adadagrad: {' '.join(str(error).split())}", file=sys.stderr)
+        rank = int(os.environ.get("RANK") or 0)  # what torchrun has numbered this process
+        whose = f"rank {rank}: " if rank else ""
+        print(f"adadagrad: {whose}{' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -76,5 +79,9 @@ def _run(arguments: list[str]) -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         raise UnknownName("command", name, COMMANDS)
+    if name != "train" and "LOCAL_RANK" in os.environ:
+        from adadagrad.cli.processes import refuse_processes
+
+        refuse_processes(name)
     command: Callable[[Sequence[str]], int] = importlib.import_module(f"adadagrad.cli.{name}").main
     return command(rest)

@@ -16,14 +16,19 @@ class Interrupt:
 
     Outside the main thread, where signals cannot be caught, it does nothing.
 
+    Args:
+        patient: Never interrupt at once. For processes of ``torchrun``, to which one Ctrl-C may come twice, from the
+            terminal and from ``torchrun``, which kills what has not ended 30 s later.
+
     Example:
         >>> with Interrupt() as interrupt:
         ...     interrupt.requested
         False
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, patient: bool = False) -> None:
         self.requested = False
+        self._patient = patient
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -38,6 +43,6 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and not self._patient:
             raise KeyboardInterrupt
         self.requested = True

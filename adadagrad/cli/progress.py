@@ -167,6 +167,16 @@ class PlainProgress(AbstractProgress):
         """Nothing to end."""
 
 
+class SilentProgress(AbstractProgress):
+    """Nothing at all: for the processes beside the one that speaks."""
+
+    def show(self, progress: float, parts: list[str]) -> None:
+        """Show nothing."""
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
 def progress_display(
     name: str, total_samples: int, progress: float = 0, samples_seen: int | None = None
 ) -> AbstractProgress:

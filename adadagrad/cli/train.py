@@ -21,7 +21,8 @@ from adadagrad.cli.flags import flags_named
 from adadagrad.cli.interrupt import Interrupt
 from adadagrad.cli.objects import is_object_name
 from adadagrad.cli.own_code import own_code
-from adadagrad.cli.progress import progress_display
+from adadagrad.cli.processes import by_the_first, joined
+from adadagrad.cli.progress import SilentProgress, progress_display
 from adadagrad.cli.resume import refuse_changes, refuse_contradictions
 from adadagrad.cli.toml_file import settings_toml
 from adadagrad.core.checks import check_integer
@@ -43,24 +44,30 @@ def main(arguments: Sequence[str]) -> int:
     command = parse("train", TrainCommand(), arguments)
     settings = settings_of(command)
     data = load_data(settings.problem.data)
-    if command.files.resume:
-        assert command.files.out is not None  # parse has seen to that
-        directory = command.files.out
-    else:
-        directory = new_directory(command.files.out, "train")
-    try:
-        finished = train(settings, data, directory, resume=command.files.resume)
-    finally:
-        remove_if_empty(directory)
-    show_results([directory], directory / REPORT_NAME)
-    if not finished:
-        print(f"stopped: continue with adadagrad train --resume --out {directory}", file=sys.stderr)
+    with joined(settings.run.device) as ranks:
+        if command.files.resume:
+            assert command.files.out is not None  # parse has seen to that
+            directory = command.files.out
+        else:
+            directory = by_the_first(ranks, lambda: new_directory(command.files.out, "train"))
+        try:
+            finished = train(settings, data, directory, resume=command.files.resume)
+        finally:
+            if ranks.index == 0:
+                remove_if_empty(directory)
+    if ranks.index == 0:
+        show_results([directory], directory / REPORT_NAME)
+        if not finished:
+            print(f"stopped: continue with adadagrad train --resume --out {directory}", file=sys.stderr)
     return 0 if finished else 130
 
 
 @flags_named()
 def train(settings: Settings, data: DataSource, directory: Path, *, resume: bool = False) -> bool:
     """Train one model as the settings say, and write log, checkpoints and settings as it goes.
+
+    On many processes all of them evaluate, each the whole data: none waits longer for another than that takes, and
+    what is logged is what the saved model gives, that of rank 0.
 
     Args:
         settings: All choices.
@@ -83,27 +90,32 @@ def train(settings: Settings, data: DataSource, directory: Path, *, resume: bool
             refuse_changes(settings, directory)
             refuse_contradictions(engine.total_samples, directory)
             engine.load(checkpoint)
-        (directory / CONFIG_NAME).write_text(settings_toml(settings), encoding="utf-8")
+        ranks = engine.parallel.ranks
+        if ranks.index == 0:
+            (directory / CONFIG_NAME).write_text(settings_toml(settings), encoding="utf-8")
         engine.save(checkpoint)
         total, model = engine.total_samples, engine.model
         evaluate = Evaluator(data.held_out, data.split, total, settings.run.evaluations)
         saves = settings.run.checkpoints
-        progress = progress_display(directory.name, total, engine.progress, engine.samples_seen)
-        with closing(progress), Interrupt() as interrupt, users_code(settings):
+        display = progress_display if ranks.index == 0 else SilentProgress
+        progress = display(directory.name, total, engine.progress, engine.samples_seen)
+        with closing(progress), Interrupt(patient=ranks.count > 1) as interrupt, users_code(settings):
             for step in engine:
                 before = engine.progress
                 step.run(lambda batch: F.cross_entropy(model(batch[0]), batch[1]))
+                engine.stop_requested = interrupt.requested
                 decision = step.update()
                 after = engine.progress
                 if after > before and evaluate.is_due(before, after):
                     began = time.perf_counter()
-                    metrics = evaluate(model)
+                    metrics = evaluate(engine.parallel.module)
                     engine.log(metrics)
                     progress.evaluated(metrics, time.perf_counter() - began)
                 progress.step(decision)
-                if interrupt.requested or after >= total or before * saves // total < after * saves // total:
+                stop = engine.stop_agreed if ranks.count > 1 else interrupt.requested
+                if stop or after >= total or before * saves // total < after * saves // total:
                     engine.save(checkpoint)
-                if interrupt.requested:
+                if stop:
                     break
         return engine.progress >= total
 
