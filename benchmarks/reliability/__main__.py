@@ -6,7 +6,7 @@ import argparse
 import sys
 from importlib import import_module
 
-TOPICS: tuple[str, ...] = ()
+TOPICS: tuple[str, ...] = ("gradient", "stream")
 """The files beside this one, in the order in which they run."""
 
 
