@@ -82,6 +82,10 @@ class RanksDisagree(AdadagradError):
     """The processes that share a run have come apart: they are not at the same step with the same plan."""
 
 
+class OutOfMemory(AdadagradError):
+    """A step has run out of memory and cannot be repeated in smaller micro-batches from where it stands."""
+
+
 class NonFiniteGradient(AdadagradError):
     """A loss or gradient is NaN or infinite and the run was told to stop there."""
 

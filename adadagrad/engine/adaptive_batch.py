@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from adadagrad.checkpoint.store import read, write
 from adadagrad.core.checks import check_choice, check_integer, check_positive
 from adadagrad.core.errors import CorruptCheckpoint, InvalidArgument
 from adadagrad.core.protocols import BatchSizePolicy, LearningRateRule, LearningRateSchedule
+from adadagrad.core.records import BatchPlan
 from adadagrad.core.settings import Bounds, Measure
 from adadagrad.engine.arguments import (
     check_settings,
@@ -32,11 +34,12 @@ from adadagrad.engine.confidence import check_confidence
 from adadagrad.engine.gradients import Gradients
 from adadagrad.engine.learning_rate import LearningRate
 from adadagrad.engine.log_records import metrics_record
-from adadagrad.engine.loop import begin, every_step
+from adadagrad.engine.loop import begin, every_step, next_step
 from adadagrad.engine.measuring import Measuring
+from adadagrad.engine.retry import Changing
 from adadagrad.engine.run_log import RunLog
 from adadagrad.engine.saving import checkpoint, engine_state, restore_engine, resume
-from adadagrad.engine.splitting import Share
+from adadagrad.engine.splitting import Share, Split
 from adadagrad.engine.step import Step
 from adadagrad.parallel import AbstractParallel, recognise
 from adadagrad.policies.bounds import check_bounds
@@ -178,7 +181,9 @@ class AdaptiveBatch:
         self.seconds = 0.0
         self._skipped_in_a_row = 0
         self.stop_requested = self.stop_agreed = False  # on this rank, and by all after a step in which one was
-        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.changing = Changing(self.parallel.module)
+        self.memory_retries = 0  # steps repeated in smaller micro-batches because memory had run out
         self._started = time.perf_counter()
         self._begun = self._compiled = False
         self._step: Step | None = None
@@ -219,9 +224,31 @@ class AdaptiveBatch:
             An iterator over batches of these sizes.
         """
         batches = self._assembler.take(sizes)
-        if self._device.type == "cpu" and not self._compiled:
+        if self.device.type == "cpu" and not self._compiled:
             return batches
         return (map_leaves(self._moved, (batch,)) for batch in batches)
+
+    def plan_again(self, micro_batch_size: int) -> tuple[BatchPlan, Split]:
+        """Take back what the step in progress has done and plan it with smaller micro-batches; for `Step`.
+
+        Args:
+            micro_batch_size: Most examples in one forward from now on.
+
+        Returns:
+            The plan, and this rank's micro-batches.
+        """
+        self.measuring.undo()
+        self._gradients.clear()
+        self._assembler.seek(self.samples_drawn)
+        self.micro_batch_size = micro_batch_size
+        self.memory_retries += 1
+        warnings.warn(
+            f"memory ran out in step {self.steps + 1}, which is repeated with micro_batch_size={micro_batch_size}; "
+            "the global batch stays",
+            stacklevel=3,
+        )
+        again = next_step(self)
+        return again.plan, again.split
 
     def abandon(self, step: Step) -> None:
         """Undo a step that is not finished: forget its gradient and let its examples come again; for `Step`.
@@ -342,5 +369,5 @@ class AdaptiveBatch:
 
     def _moved(self, path: tuple[str, ...], leaves: Sequence[Any]) -> Any:
         leaf = leaves[0]
-        moved = leaf.to(self._device, non_blocking=True) if isinstance(leaf, Tensor) else leaf
+        moved = leaf.to(self.device, non_blocking=True) if isinstance(leaf, Tensor) else leaf
         return let_batch_size_vary(moved) if self._compiled else moved

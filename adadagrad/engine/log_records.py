@@ -156,6 +156,7 @@ def end_record(engine: AdaptiveBatch) -> dict[str, Any]:
         "steps": engine.steps,
         "skipped": engine.skipped,
         "nonfinite_requests": engine.nonfinite_requests,
+        "memory_retries": engine.memory_retries,
         **times(engine),
     }
 

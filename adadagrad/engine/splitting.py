@@ -38,6 +38,11 @@ class Share:
         """This rank's examples."""
         return self.of(self.size)
 
+    @property
+    def most(self) -> int:
+        """Examples of the rank that has the most."""
+        return -(-self.size // self.order.ranks)
+
     def cut(self, first: int, stop: int, cut: Callable[[int], Sizes]) -> Sizes:
         """Cut this rank's part of the stretch's examples `first` to `stop` - 1 into micro-batches.
 
@@ -66,10 +71,12 @@ class Split:
     Args:
         sizes: Examples in each micro-batch; 0 for one that is run for the other ranks' sake, with the weight 0.
         measured: How many of the micro-batches are measured, from the first on.
+        several: Whether any rank may have more than one; the same on all ranks.
     """
 
     sizes: Sizes
     measured: int = 0
+    several: bool = True
 
 
 def plain_split(estimator: AbstractEstimator, share: Share, micro_batch_size: int) -> Split:
@@ -89,7 +96,7 @@ def plain_split(estimator: AbstractEstimator, share: Share, micro_batch_size: in
         even = isinstance(estimator, MicroBatch)
         return split_units(size, micro_batch_size, 1) if even else split_batch(size, micro_batch_size)
 
-    return Split(share.cut(0, share.size, cut) or (0,))
+    return Split(share.cut(0, share.size, cut) or (0,), several=share.most > micro_batch_size)
 
 
 def measured_split(
@@ -124,7 +131,7 @@ def measured_split(
     part = share.size if max_examples is None else max(max_examples, 2 * ranks)
     if part + ranks > share.size:
         sizes = share.cut(0, share.size, full)
-        return Split(sizes, len(sizes))
+        return Split(sizes, len(sizes), several=share.most > micro_batch_size)
     measured = share.cut(0, part, full)
     return Split(measured + share.cut(part, share.size, full), len(measured))
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from adadagrad.core.errors import InvalidArgument, StepError
+from adadagrad.core.errors import StepError
 from adadagrad.core.records import BatchPlan, Decision
 from adadagrad.engine.finishing import finish_step
 from adadagrad.engine.mean_loss import MeanLoss, check_loss
+from adadagrad.engine.running import LossFunction, meet, run
 from adadagrad.engine.splitting import Split
 
 if TYPE_CHECKING:
     from adadagrad.engine.adaptive_batch import AdaptiveBatch
-
-LossFunction = Callable[[Any], Tensor | tuple[Tensor, float | Tensor]]
-"""Takes a micro-batch; returns its mean loss, or (sum of losses, weight)."""
 
 
 class Step:
@@ -35,16 +33,28 @@ class Step:
     """
 
     def __init__(self, engine: AdaptiveBatch, number: int, plan: BatchPlan, size: int, split: Split) -> None:
-        self.engine, self.number, self.plan, self.global_batch_size, self.split = engine, number, plan, size, split
+        self.engine, self.number, self.global_batch_size = engine, number, size
         self.finished = False
         """Whether `update` has applied this step, or left it out."""
         self.undone = False
         """Whether the engine has given this step up: its gradient is gone, and its examples come again."""
-        ranks = engine.parallel.ranks.count
-        self.mean = MeanLoss(size / ranks if ranks > 1 else size, ranks)
+        self.begin(plan, split)
+
+    def begin(self, plan: BatchPlan, split: Split) -> None:
+        """Begin from the first micro-batch, also again.
+
+        Args:
+            plan: The plan.
+            split: This rank's micro-batches.
+        """
+        ranks = self.engine.parallel.ranks.count
+        self.plan, self.split = plan, split
+        self.mean = MeanLoss(self.global_batch_size / ranks if ranks > 1 else self.global_batch_size, ranks)
         """The step's loss, as its micro-batches come."""
         self._rows: int | None = None  # of the micro-batch that waits for its backward
         self._done = 0
+        self.together = False
+        """Whether this rank is at the micro-batch in which the ranks synchronise, where others may wait for it."""
         self._state = "new"
 
     @property
@@ -57,7 +67,7 @@ class Step:
         """Whether this step's noise is measured."""
         return self.split.measured > 0
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Generator[Any, None, None]:
         """Yield the micro-batches; each must go through `backward` before the next one.
 
         Yields:
@@ -75,6 +85,8 @@ class Step:
         for index, batch in enumerate(self.engine.micro_batches(sizes)):
             rows = self._rows = sizes[index]
             last, measured = index + 1 == len(sizes), index < self.split.measured
+            if last:
+                meet(self)
             with parallel.micro_batch(last=last, measured=measured):
                 if measured and rows:
                     with instrument.micro_batch(rows, self.mean.coefficients):
@@ -114,23 +126,22 @@ class Step:
     def run(self, loss_function: LossFunction) -> None:
         """Run forward and backward of all micro-batches.
 
+        Where memory runs out, the step is repeated in micro-batches of half the size, which then stay: the same global
+        batch, the same random numbers, one update.
+
         Args:
             loss_function: Takes a micro-batch and returns its mean loss, or ``(loss_sum, weight)``.
 
         Raises:
             StepError: The step was run or iterated before, or is undone.
             InvalidArgument: It returned a tuple that is no pair, or `backward` refuses what it returned.
+            OutOfMemory: Memory ran out, and the step cannot be repeated in smaller micro-batches: one example is too
+                much, or other ranks may wait for this one.
         """
-        for batch in self:
-            result = loss_function(batch)
-            if isinstance(result, tuple):
-                if len(result) != 2:
-                    raise InvalidArgument(
-                        f"loss_function must return the mean loss, or (loss_sum, weight), got {len(result)} values"
-                    )
-                self.backward(*result)
-            else:
-                self.backward(result)
+        self._refuse_undone()
+        if self._state != "new":
+            raise StepError("a step can be iterated once: use step.run(...) or one loop over the step, not both")
+        run(self, loss_function)
 
     def update(self) -> Decision:
         """Finish the step: statistics, clipping, optimizer step, and the decision on the next batch size.

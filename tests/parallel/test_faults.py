@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import adadagrad as ada
-from adadagrad.core.errors import NonFiniteGradient
+from adadagrad.core.errors import NonFiniteGradient, OutOfMemory
 from tests.engine.cases import Sizes, make_data, make_engine, make_model, mean_loss, train, weights
 from tests.ranks import on_ranks
 
@@ -100,3 +102,71 @@ def one_stops(rank: int) -> str:
 def test_or_all_ranks_stop() -> None:
     found = on_ranks(4, one_stops)
     assert found == [found[0]] * 4
+
+
+def one_is_short(rank: int, who: int | None, failing: int, smaller: int | None) -> Any:
+    """Rank `who` (-1: all) runs out of memory in a micro-batch of step 3, or micro-batches are smaller from there."""
+    engine = build(ada.ConstantBatch(40), micro_batch_size=4)
+    loss, failed = mean_loss(engine.model), []
+    for step in engine:
+        if smaller is not None and step.number == 3:
+            step.begin(*engine.plan_again(smaller))
+        done = [0]
+
+        def one(batch: Any, step: Any = step, done: list[int] = done) -> torch.Tensor:
+            value = loss(batch)
+            if step.number == 3 and who in (rank, -1) and done[0] == failing and not failed:
+                failed.append(1)
+                raise torch.OutOfMemoryError
+            done[0] += 1
+            return value
+
+        step.run(one)
+        step.update()
+    return engine.memory_retries, engine.micro_batch_size, engine.steps, weights(engine.parallel.module)
+
+
+def every_place(rank: int) -> Any:
+    warnings.simplefilter("ignore")
+    expected = one_is_short(rank, None, 0, 2)
+    places = [(who, failing) for who in (0, 1, -1) for failing in range(4)]
+    found = {place: one_is_short(rank, *place, None) for place in places}
+    same = {
+        place: (*result[:3], torch.equal(result[3], expected[3])) == (*expected[:3], True)
+        for place, result in found.items()
+    }
+    return expected[:3], same
+
+
+def test_memory_that_runs_out_on_one_rank_or_all_before_they_synchronise() -> None:
+    for expected, same in on_ranks(2, every_place):
+        assert expected == (1, 2, 10)
+        assert all(same.values()), same
+
+
+def too_late(rank: int) -> str:
+    """Rank 1 runs out of memory in its last micro-batch, where rank 0 waits for it."""
+    engine = build(ada.ConstantBatch(40), micro_batch_size=4)
+    loss, done = mean_loss(engine.model), [0]
+
+    def one(batch: Any) -> torch.Tensor:
+        done[0] += 1
+        if rank == 1 and done[0] == 5:
+            raise torch.OutOfMemoryError
+        return loss(batch)
+
+    try:
+        train(engine, one, steps=1)
+    except OutOfMemory as error:
+        dist.destroy_process_group()  # as leaving the process does
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        return str(error)
+    except RuntimeError as error:
+        return f"lost: {type(error).__name__}"
+    return "trained"
+
+
+def test_afterwards_it_is_an_error_that_names_the_size_and_nobody_waits_for_ever() -> None:
+    waiting, short = on_ranks(2, too_late)
+    assert "resume from the last checkpoint with micro_batch_size=2" in short
+    assert waiting.startswith("lost: ")
