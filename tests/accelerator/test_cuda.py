@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import adadagrad as ada
@@ -126,3 +127,40 @@ def test_autocast_statistics_are_those_of_float32_within_a_percent() -> None:
 def test_data_on_the_host_moves_to_the_model() -> None:
     engine = make_engine(make_model().cuda(), data=torch.utils.data.DataLoader(make_data(), num_workers=0))
     assert train(engine, steps=2)[-1].observation.loss > 0
+
+
+def wide() -> nn.Module:
+    """A network whose activations take 32 KB an example and layer in float32, its weights 1 MB."""
+    torch.manual_seed(0)
+    layers = [layer for _ in range(16) for layer in (nn.Linear(8192, 16), nn.Linear(16, 8192), nn.Dropout(0.1))]
+    return nn.Sequential(nn.Linear(5, 8192), *layers, nn.Linear(8192, 3)).cuda()
+
+
+def test_memory_that_really_runs_out_halves_the_micro_batches() -> None:
+    def trained(micro_batch_size: int) -> Any:
+        model = wide()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        engine = ada.AdaptiveBatch(
+            model,
+            optimizer,
+            make_data(2048, dtype=torch.float32),
+            ada.ConstantBatch(1024),
+            total_samples=4096,
+            micro_batch_size=micro_batch_size,
+        )
+        train(engine)
+        return engine
+
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(0.5 * 2**30 / total)  # 1024 examples need more than half a gigabyte
+    try:
+        with pytest.warns(UserWarning, match="memory ran out in step 1"):
+            engine = trained(1024)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert 1 <= engine.memory_retries <= 6
+    assert engine.micro_batch_size == 1024 >> engine.memory_retries
+    expected = trained(engine.micro_batch_size)
+    assert expected.memory_retries == 0
+    assert torch.equal(weights(engine.model), weights(expected.model))
