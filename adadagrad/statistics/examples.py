@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from adadagrad.statistics.calls import KeptCall
 from adadagrad.statistics.fallback import rerun_gradients
 from adadagrad.statistics.recorder import Recorder
-from adadagrad.statistics.rules.chunking import chunks
+from adadagrad.statistics.rules.chunking import chunks, room
 from adadagrad.statistics.rules.per_example_sums import products_per_example, squares_per_example, weighted_squares
 
 
@@ -89,7 +89,7 @@ class Examples:
     def pieces_in_double(self) -> Iterator[tuple[slice, Examples]]:
         """Yield the kept calls with their tensors in float64, a few examples at a time, without the fallback."""
         size = 8 * sum((entry.x.numel() + entry.gy.numel()) // self.n for entry in self._kept)
-        for part in chunks(self.n, size):
+        for part in chunks(self.n, size, room(self._leaf)):
             few = copy(self)
             few._leaf, few._fallback, few._uses = self._leaf.detach()[part], {}, defaultdict(list)
             few.n = len(few._leaf)
@@ -162,7 +162,7 @@ class Examples:
         sizes = [
             entry.call.rule.bytes_per_example(entry.call.layer, entry.x, entry.gy, {name: p}) for entry, name in uses
         ]
-        for part in chunks(self.n, max(sizes)):
+        for part in chunks(self.n, max(sizes), room(self._leaf)):
             gradients = [
                 entry.call.rule.gradients(entry.call.layer, entry.x[part], entry.gy[part], {name})[name]
                 for entry, name in uses

@@ -26,7 +26,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflat
 
 from adadagrad.core.errors import UncoveredParameter
 from adadagrad.statistics.compiled import compiled_modules, uncompiled
-from adadagrad.statistics.rules.chunking import CHUNK_BYTES
+from adadagrad.statistics.rules.chunking import room
 from adadagrad.statistics.trials import untouched
 
 MAX_EXAMPLES_AT_ONCE = 16
@@ -113,7 +113,7 @@ def rerun_gradients(
     rerun = _Rerun(model, parameters, leaves, spec, batched, numbers)
     autocasts = [torch.autocast(kind, dtype) for kind, dtype in call.autocast.items()]
     size = sum(p.numel() * p.element_size() for p in parameters.values())
-    length = max(1, min(MAX_EXAMPLES_AT_ONCE, CHUNK_BYTES // max(1, size)))
+    length = max(1, min(MAX_EXAMPLES_AT_ONCE, room(gradients[0]) // max(1, size)))
     for start in range(0, n, length):
         part = slice(start, min(n, start + length))
         inputs = [leaf[part].detach() for leaf, is_batched in zip(leaves, batched, strict=True) if is_batched]

@@ -356,7 +356,6 @@ def test_what_exists_at_a_time_does_not_grow_with_the_batch(name: str, monkeypat
         monkeypatch.setattr(fused_convolution, "PATCH_BYTES", 1)
     for module, constant in (
         (fused_linear, "PRODUCT_BYTES"),
-        (fused_convolution, "CHUNK_BYTES"),
         (chunking, "CHUNK_BYTES"),
     ):
         monkeypatch.setattr(module, constant, 2 * one)

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.chunking import chunks
+from adadagrad.statistics.rules.chunking import chunks, room
 from adadagrad.statistics.rules.per_example_sums import weighted_squares
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -100,7 +100,7 @@ class AbstractRule(abc.ABC, Generic[Layer]):
             the rounding of the g_ij.
         """
         sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
-        for part in chunks(len(x), self.bytes_per_example(layer, x, gy, parameters)):
+        for part in chunks(len(x), self.bytes_per_example(layer, x, gy, parameters), room(x)):
             for name, gradient in self.gradients(layer, x[part], gy[part], parameters.keys()).items():
                 sums[name] += weighted_squares(gradient, weights[part])
         return sums

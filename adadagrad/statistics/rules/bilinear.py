@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adadagrad.statistics.rules.base import AbstractRule
-from adadagrad.statistics.rules.chunking import chunks
+from adadagrad.statistics.rules.chunking import chunks, room
 from adadagrad.statistics.rules.per_example_sums import (
     at_least_single,
     products_per_example,
@@ -81,11 +81,11 @@ class _TripleProduct(AbstractRule[nn.Bilinear]):
             if positions == 1:
                 total += torch.stack([squares_per_example(f) for f in factors]).prod(0)
             elif positions * sum(f.shape[2] for f in factors) < size:
-                for part in chunks(len(x), 3 * positions**2 * x.element_size()):
+                for part in chunks(len(x), 3 * positions**2 * x.element_size(), room(x)):
                     b, left, right = (torch.bmm(f[part], f[part].mT) for f in factors)
                     total[part] += sum_per_example(b * left * right)
             else:
-                for part in chunks(len(x), size * x.element_size()):
+                for part in chunks(len(x), size * x.element_size(), room(x)):
                     total[part] += squares_per_example(self.gradients(layer, x[part], gy[part], {"weight"})["weight"])
         return total
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adadagrad.statistics.rules.base import AbstractRule
-from adadagrad.statistics.rules.chunking import chunks
+from adadagrad.statistics.rules.chunking import chunks, room
 from adadagrad.statistics.rules.patch_gram import gram_is_cheaper, gram_square_norms
 from adadagrad.statistics.rules.per_example_sums import products_per_example, squares_per_example
 
@@ -54,7 +54,7 @@ class ConvolutionRule(AbstractRule[nn.Conv1d | nn.Conv2d | nn.Conv3d]):
         if "weight" in names and isinstance(layer, nn.Conv2d) and gram_is_cheaper(layer, x):
             total += gram_square_norms(layer, x, gy)
         elif "weight" in names:
-            for part in chunks(len(x), _bytes_at_once(layer, x, gy)):
+            for part in chunks(len(x), _bytes_at_once(layer, x, gy), room(x)):
                 total[part] += squares_per_example(self.gradients(layer, x[part], gy[part], {"weight"})["weight"])
         return total
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adadagrad.statistics.rules.base import AbstractRule
-from adadagrad.statistics.rules.chunking import chunks
+from adadagrad.statistics.rules.chunking import chunks, room
 from adadagrad.statistics.rules.per_example_sums import products_per_example, squares_per_example
 
 
@@ -51,7 +51,7 @@ class EmbeddingRule(AbstractRule[nn.Embedding]):
         sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
         examples, tokens, pairs = _by_pair(layer, x, gy)
         factors = weights[examples].unsqueeze(1)
-        for part in chunks(len(pairs), layer.embedding_dim * factors.element_size()):
+        for part in chunks(len(pairs), layer.embedding_dim * factors.element_size(), room(factors)):
             squares = pairs[part].double().square().mul_(factors[part])
             for total in sums.values():
                 total.index_add_(0, tokens[part], squares)

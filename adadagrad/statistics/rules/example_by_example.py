@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from adadagrad.statistics.rules.base import AbstractRule
-from adadagrad.statistics.rules.chunking import chunks
+from adadagrad.statistics.rules.chunking import chunks, room
 from adadagrad.statistics.rules.per_example_sums import products_per_example, squares_per_example
 from adadagrad.statistics.rules.whole import AbstractWholeRule, Part, RecordedCall
 
@@ -94,7 +94,7 @@ class ExampleRule(AbstractRule[nn.Module]):
         parameters = dict(layer.named_parameters())
         wanted = {name: parameters[name].detach() for name in names}
         size = sum(p.numel() * p.element_size() for p in wanted.values())
-        for part in chunks(len(x), size):
+        for part in chunks(len(x), size, room(x)):
             for start in range(part.start, part.stop, MAX_EXAMPLES_AT_ONCE):
                 few = slice(start, min(part.stop, start + MAX_EXAMPLES_AT_ONCE))
                 yield few, self._some(wanted, x[few])

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.chunking import CHUNK_BYTES, chunks
+from adadagrad.statistics.rules.chunking import chunks, room
 from adadagrad.statistics.rules.convolution import Convolution, has_few_channels, pad, patch_view, weight_gradients
 from adadagrad.statistics.rules.fused import AbstractFusedRule, ExampleGradients
 from adadagrad.statistics.rules.patch_gram import gram_is_cheaper
@@ -59,24 +59,25 @@ class FusedConvolution(AbstractFusedRule[nn.Conv1d | nn.Conv2d | nn.Conv3d]):
         if has_few_channels(layer, x):
             yield from _from_patches(layer, x, padding, gy)
             return
-        for part in even_chunks(len(x), layer.weight.numel() * gy.element_size()):
+        for part in even_chunks(len(x), layer.weight.numel() * gy.element_size(), room(gy)):
             found = {"weight": weight_gradients(layer, x[part], padding, gy[part])}
             if layer.bias is not None:
                 found["bias"] = gy[part].flatten(2).sum(2)
             yield found
 
 
-def even_chunks(n: int, bytes_per_example: int) -> Iterator[slice]:
+def even_chunks(n: int, bytes_per_example: int, room: int) -> Iterator[slice]:
     """Cut n examples into slices of nearly equal, even length: a convolution of an odd number of groups is slower.
 
     Args:
         n: Number of examples.
-        bytes_per_example: Bytes of one example's gradient; a slice's fit into `CHUNK_BYTES`, but for a slice of two.
+        bytes_per_example: Bytes of one example's gradient; a slice's fit into `room`, but for a slice of two.
+        room: Bytes to fit into.
 
     Yields:
         Slices that cover range(n) in order.
     """
-    most = max(2, CHUNK_BYTES // bytes_per_example)
+    most = max(2, room // bytes_per_example)
     length = -(-n // -(-n // most))
     length += length % 2
     for start in range(0, n, length):
@@ -87,11 +88,11 @@ def _from_patches(layer: Convolution, x: Tensor, padding: list[int], gy: Tensor)
     """Form the gradients from patches; a row of ones below the patches makes the bias's gradient the last column."""
     n, depth, positions = len(x), layer.weight[0].numel(), gy[0, 0].numel()
     columns = depth + (layer.bias is not None)
-    length = max(1, PATCH_BYTES // (columns * positions * gy.element_size()))
+    length = max(1, room(gy, PATCH_BYTES) // (columns * positions * gy.element_size()))
     space = gy.new_empty(min(n, length), columns, positions)
     space[:, depth:] = 1
     padded = pad(x, padding)
-    for whole in chunks(n, layer.out_channels * columns * gy.element_size()):
+    for whole in chunks(n, layer.out_channels * columns * gy.element_size(), room(gy)):
         found = gy.new_empty(whole.stop - whole.start, layer.out_channels, columns)
         for start in range(whole.start, whole.stop, length):
             stop = min(start + length, whole.stop)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from adadagrad.statistics.rules.chunking import room
 from adadagrad.statistics.rules.fused import AbstractFusedRule, ExampleGradients
 
 PRODUCT_BYTES = 1 << 22
@@ -57,7 +58,7 @@ class FusedLinear(AbstractFusedRule[nn.Linear]):
     @staticmethod
     def _products(layer: nn.Linear, x: Tensor, gy: Tensor) -> ExampleGradients:
         a, b = (t.reshape(len(x), -1, t.shape[-1]) for t in (x, gy))
-        length = max(1, PRODUCT_BYTES // (layer.weight.numel() * gy.element_size()))
+        length = max(1, room(gy, PRODUCT_BYTES) // (layer.weight.numel() * gy.element_size()))
         space = gy.new_empty(min(length, len(x)), *layer.weight.shape)
         for start in range(0, len(x), length):
             part = slice(start, min(start + length, len(x)))

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adadagrad.statistics.rules.base import AbstractRule
-from adadagrad.statistics.rules.chunking import chunks
+from adadagrad.statistics.rules.chunking import chunks, room
 from adadagrad.statistics.rules.per_example_sums import (
     ROWS,
     at_least_single,
@@ -104,8 +104,8 @@ def weight_square_norms(a: Tensor, b: Tensor) -> Tensor:
         a, b = at_least_single(a), at_least_single(b)
         pieces = [
             dot_per_example(torch.bmm(a[part], a[part].mT), torch.bmm(b[part], b[part].mT))
-            for part in chunks(n, 2 * positions * positions * size)
+            for part in chunks(n, 2 * positions * positions * size, room(a))
         ]
     else:
-        pieces = [squares_per_example(torch.bmm(b[part].mT, a[part])) for part in chunks(n, p * d * size)]
+        pieces = [squares_per_example(torch.bmm(b[part].mT, a[part])) for part in chunks(n, p * d * size, room(a))]
     return torch.cat(pieces)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adadagrad.statistics.rules.chunking import chunks
+from adadagrad.statistics.rules.chunking import chunks, room
 from adadagrad.statistics.rules.per_example_sums import at_least_single, dot_per_example
 
 
@@ -62,7 +62,7 @@ def gram_square_norms(layer: nn.Conv2d, x: Tensor, gy: Tensor) -> Tensor:
     rows, columns = (int(p) for p in layer.padding)
     positions = (x.shape[2] + 2 * rows) * (x.shape[3] + 2 * columns)
     pieces = []
-    for part in chunks(len(x), positions**2 * max(4, x.element_size())):
+    for part in chunks(len(x), positions**2 * max(4, x.element_size()), room(x)):
         padded = F.pad(x[part], (columns, columns, rows, rows))
         pieces.append(_norms(layer, padded, gy[part]))
     return torch.cat(pieces)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adadagrad.statistics.rules.chunking import chunks
+from adadagrad.statistics.rules.chunking import chunks, room
 
 FEW_ELEMENTS = 1 << 14
 """Elements up to which norms are taken in float64 at once, which then costs less than a conversion afterwards."""
@@ -66,7 +66,7 @@ def products_per_example(left: Tensor, right: Tensor) -> Tensor:
         return torch.zeros(len(left), dtype=torch.float64, device=left.device)
     sums = [
         (left[part] * right[part]).reshape(part.stop - part.start, -1).sum(1)
-        for part in chunks(len(left), left[0].numel() * left.element_size(), PRODUCT_BYTES)
+        for part in chunks(len(left), left[0].numel() * left.element_size(), room(left, PRODUCT_BYTES))
     ]
     return torch.cat(sums).double()
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adadagrad.statistics.rules.base import AbstractRule
-from adadagrad.statistics.rules.chunking import chunks
+from adadagrad.statistics.rules.chunking import chunks, room
 from adadagrad.statistics.rules.per_example_sums import products_per_example, squares_per_example
 
 Transposed: TypeAlias = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -44,7 +44,7 @@ class TransposedConvolutionRule(AbstractRule[nn.ConvTranspose1d | nn.ConvTranspo
         if "bias" in names:
             total += squares_per_example(gy.flatten(2).sum(2))
         if "weight" in names:
-            for part in chunks(len(x), layer.weight.numel() * gy.element_size()):
+            for part in chunks(len(x), layer.weight.numel() * gy.element_size(), room(gy)):
                 total[part] += squares_per_example(_weight_gradients(layer, x[part], gy[part]))
         return total
 
