@@ -6,7 +6,7 @@ import argparse
 import sys
 from importlib import import_module
 
-TOPICS: tuple[str, ...] = ("gradient", "stream", "decisions", "traces", "soak")
+TOPICS: tuple[str, ...] = ("gradient", "stream", "decisions", "traces", "soak", "overhead")
 """The files beside this one, in the order in which they run."""
 
 
