@@ -121,7 +121,7 @@ class ExampleStep:
                 self.sums.unit_squares.append(squares)
         groups = part and request.ranks.count > 1
         self.sums.ranks = ALONE if groups else request.ranks
-        sums = (self.sums if part else self.sums.scaled(scale)).over_ranks()
+        sums = (self.sums if part else self.sums.scaled(scale)).over_ranks(s if request.inner_products else None)
         if sums.units == 0 and not groups:
             raise InvalidMeasurement("every example had weight 0: give the rows that count a positive weight")
         if request.inner_products and not part:

@@ -13,12 +13,13 @@ the formulas of the definition. Rounding can leave V slightly below zero; it is 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from adadagrad.core.comm import ALONE, Ranks
+from adadagrad.statistics.along import AlongGradient, along_gradient
 
 
 @dataclass(slots=True)
@@ -34,6 +35,7 @@ class WeightedSums:
         products: c_i and p_i of every unit, kept as tensors (n,) until Vp is formed.
         unit_squares: |g_i|^2 beside the products, where p_i is known; the error of V then needs no approximation.
         ranks: The processes whose units are added up.
+        along: Where they are several, the sums over all of them that take products.
     """
 
     weight: float = 0.0
@@ -44,6 +46,7 @@ class WeightedSums:
     products: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     unit_squares: list[Tensor] = field(default_factory=list)
     ranks: Ranks = ALONE
+    along: AlongGradient | None = None
 
     def add(self, coefficients: Tensor, unit_squares: Tensor) -> None:
         """Add units.
@@ -97,14 +100,26 @@ class WeightedSums:
         weight, weight_sq = f * self.weight, f * f * self.weight_sq
         return WeightedSums(weight, weight_sq, squares, squares_sq, self.units, products, self.unit_squares, self.ranks)
 
-    def over_ranks(self) -> WeightedSums:
-        """Return the sums over the units of all ranks; products stay each rank's own."""
-        weight, weight_sq, squares, squares_sq, units = self.ranks.sum(
-            self.weight, self.weight_sq, self.squares, self.squares_sq, float(self.units)
-        )
-        return WeightedSums(
-            weight, weight_sq, squares, squares_sq, int(units), self.products, self.unit_squares, self.ranks
-        )
+    def over_ranks(self, grad_norm_sq: float | None = None) -> WeightedSums:
+        """Return the sums over the units of all ranks, after one message of 40 bytes, or of 64 with products.
+
+        Args:
+            grad_norm_sq: s of the whole step's gradient, where products with it are kept; None for none. Then
+                |g_i - g|^4 takes the place of |g_i|^4 in the message.
+        """
+        own = (self.weight, self.weight_sq, self.squares, float(self.units))
+        if grad_norm_sq is None or self.ranks.count == 1:
+            weight, weight_sq, squares, units, squares_sq = self.ranks.sum(*own, self.squares_sq)
+            along = None
+        else:
+            a = along_gradient(self.products, self.unit_squares, grad_norm_sq)
+            weight, weight_sq, squares, units, total, size, spread, distances_sq = self.ranks.sum(
+                *own, a.total, a.size, a.spread, a.distances_sq
+            )
+            along = replace(a, total=total, size=size, spread=spread, distances_sq=distances_sq)
+            squares_sq = math.nan  # not read where there are products
+        kept = (self.products, self.unit_squares, self.ranks, along)
+        return WeightedSums(weight, weight_sq, squares, squares_sq, int(units), *kept)
 
     @property
     def freedom(self) -> float:
@@ -153,11 +168,14 @@ class WeightedSums:
             return None
         squares, squares_sq, shrunk = self.squares, self.squares_sq, 1.0
         if grad_norm_sq is not None:
-            rows = zip(self.products, self.unit_squares, strict=True)
-            pairs = [(c, square - 2 * p + grad_norm_sq) for (c, p), square in rows]
-            squares, squares_sq = self.ranks.sum(
-                sum(float((c * q).sum()) for c, q in pairs), sum(float((c * q.square()).sum()) for c, q in pairs)
-            )
+            if self.along is None:
+                rows = zip(self.products, self.unit_squares, strict=True)
+                pairs = [(c, square - 2 * p + grad_norm_sq) for (c, p), square in rows]
+                squares = sum(float((c * q).sum()) for c, q in pairs)
+                squares_sq = sum(float((c * q.square()).sum()) for c, q in pairs)
+            else:
+                squares += self.weight * grad_norm_sq - 2 * self.along.total
+                squares_sq = self.along.distances_sq
             shrunk = 1 - scale * self.weight_sq / self.weight  # E |g_i - g|^2 / tr Sigma
         mean = squares / self.weight
         spread = max(squares_sq / self.weight - mean**2, 0.0) / (self.freedom * shrunk**2)
@@ -165,15 +183,19 @@ class WeightedSums:
 
     def products_in_sum(self) -> tuple[float, float]:
         """Return sum c_i p_i and sum c_i |p_i| over the kept products of all ranks."""
+        if self.along is not None:
+            return self.along.total, self.along.size
+        assert self.ranks.count == 1, "over_ranks(grad_norm_sq) comes first"
         total = sum(float((c * p).sum()) for c, p in self.products)
         size = sum(float((c * p).abs().sum()) for c, p in self.products)
-        total, size = self.ranks.sum(total, size)
         return total, size
 
     def inner_product_variance(self) -> float:
         """Return Vp from the kept products of all ranks; NaN for fewer than two units."""
         if self.freedom <= 0:
             return math.nan
+        if self.along is not None:
+            return self.along.variance(self.weight) / self.freedom
         mean = self.products_in_sum()[0] / self.weight
-        (spread,) = self.ranks.sum(sum(float((c * (p - mean).square()).sum()) for c, p in self.products))
+        spread = sum(float((c * (p - mean).square()).sum()) for c, p in self.products)
         return spread / self.weight / self.freedom

@@ -33,10 +33,13 @@ def of_rank(rank: int) -> Any:
     c = torch.full((len(units),), 1 / 8, dtype=torch.float64)
     sums.add(c, units.square().sum(1))
     sums.products.append((c, units @ total))
-    whole = sums.over_ranks()
+    sums.unit_squares.append(units.square().sum(1))
+    s = float(total.square().sum())
+    whole = sums.over_ranks(s)
     v, vp = whole.variance_trace(float(total.square().sum())), whole.inner_product_variance()
     told = (ranks.sum(1e-17, 1.0, float(rank)), ranks.first(float(rank + 5)), ranks.gather(rank), ranks.sum())
-    return ranks.index, ranks.count, same is x, x.tolist(), told, whole.units, v, vp
+    errors = whole.variance_trace_error(s), whole.products_in_sum()
+    return ranks.index, ranks.count, same is x, x.tolist(), told, whole.units, v, vp, errors
 
 
 def rows() -> torch.Tensor:
@@ -52,11 +55,18 @@ def test_two_processes_hold_the_same_sums() -> None:
         variance_trace=float(rows().var(0).sum()),
         inner_product_variance=float((rows() @ mean).var()),
     )
-    for rank, (number, size, in_place, x, told, count, v, vp) in enumerate(found):
+    alone = WeightedSums()
+    c = torch.full((8,), 1 / 8, dtype=torch.float64)
+    alone.add(c, rows().square().sum(1))
+    alone.products.append((c, rows() @ mean))
+    alone.unit_squares.append(rows().square().sum(1))
+    for rank, (number, size, in_place, x, told, count, v, vp, (error, products)) in enumerate(found):
         assert (number, size, in_place) == (rank, 2, True)
         assert x == [10.0, 12.0, 14.0]
         assert told == ((2e-17, 2.0, 1.0), (5.0,), [0, 1], ())
         assert count == 8
         assert v == pytest.approx(truth.variance_trace, rel=1e-12)
         assert vp == pytest.approx(truth.inner_product_variance, rel=1e-12)
+        assert error == pytest.approx(alone.variance_trace_error(truth.grad_norm_sq), rel=1e-12)
+        assert products == pytest.approx(alone.products_in_sum(), rel=1e-12)
     assert found[0][6:] == found[1][6:]  # bitwise the same on both ranks
