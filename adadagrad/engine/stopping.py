@@ -10,6 +10,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from adadagrad.engine.saving import checkpoint
+from adadagrad.parallel.starting import under_torchrun
 
 if TYPE_CHECKING:
     from adadagrad.engine.adaptive_batch import AdaptiveBatch
@@ -24,6 +25,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 def stopping(engine: AdaptiveBatch) -> Iterator[None]:
     """Let the first signal only set `stop_requested`; the second one acts as it would have without this.
 
+    Under ``torchrun`` no signal acts at once: one Ctrl-C may come twice there, from the terminal and from ``torchrun``,
+    which kills what has not ended 30 s later.
+
     Only where the engine saves by itself (`checkpoint_every`), in the main thread, and only in the place of Python's
     own handlers: a handler that somebody has set stays.
 
@@ -37,7 +41,8 @@ def stopping(engine: AdaptiveBatch) -> Iterator[None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         engine.stop_requested = True
-        signal.signal(number, before[number])
+        if not under_torchrun():
+            signal.signal(number, before[number])
 
     if engine._checkpoint_every is not None and threading.current_thread() is threading.main_thread():
         for number in SIGNALS:

@@ -68,6 +68,20 @@ def test_a_second_signal_acts_at_once(tmp_path: Path) -> None:
     loop.close()
 
 
+def test_under_torchrun_which_may_send_one_wish_twice_the_second_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    engine = build(tmp_path)
+    loop = iter(engine)
+    next(loop)
+    for _ in range(3):
+        os.kill(os.getpid(), signal.SIGINT)
+    assert engine.stop_requested
+    loop.close()
+
+
 def test_handlers_of_others_and_runs_that_do_not_save_are_left_alone(tmp_path: Path) -> None:
     caught = []
     before = signal.signal(signal.SIGTERM, lambda *_: caught.append(1))
