@@ -26,7 +26,8 @@ def test_every_python_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     run, again = names["run"], names["again"]
     assert run.samples_seen == again.samples_seen == 500  # type: ignore[attr-defined]
     assert run.steps == again.steps  # type: ignore[attr-defined]
-    assert names["other"].samples_seen == 6_000  # type: ignore[attr-defined]
+    assert names["engine"].samples_seen == 6_000  # type: ignore[attr-defined]
+    assert list((tmp_path / "runs/long/checkpoints").iterdir())
 
 
 def test_the_script_runs_under_torchrun(tmp_path: Path) -> None:
