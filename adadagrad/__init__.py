@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         MicroBatch,
         PerExample,
         Probe,
+        Worker,
         statistics_from_units,
     )
 
@@ -94,6 +95,7 @@ __all__ = [
     "SquareRootScaling",
     "StagedBatch",
     "StepSchedule",
+    "Worker",
     "__version__",
     "recommended",
     "statistics_from_units",
@@ -140,6 +142,7 @@ _HOMES = {
         "MicroBatch",
         "PerExample",
         "Probe",
+        "Worker",
         "statistics_from_units",
     ),
 }

@@ -7,7 +7,7 @@ from adadagrad.core.protocols import BatchSizePolicy
 from adadagrad.core.settings import Bounds, Measure
 from adadagrad.engine.measuring import unwrapped
 from adadagrad.policies.interval import ERRORS
-from adadagrad.statistics import MicroBatch, Probe
+from adadagrad.statistics import MicroBatch, Probe, Worker
 
 UNITS = 3
 """Fewest units from which a standard error can be had."""
@@ -41,6 +41,11 @@ def check_confidence(bounds: Bounds, policy: BatchSizePolicy, measure: Measure |
         raise InvalidArgument(
             f"confidence={bounds.confidence} needs a standard error, which takes 2 probes, got {estimator!r}: "
             "give it probes=2 or more"
+        )
+    if isinstance(estimator, Worker):
+        raise InvalidArgument(
+            f"confidence={bounds.confidence} needs a standard error, and there is none for V from ranks: use another "
+            "estimator than Worker(), or leave confidence out"
         )
     if isinstance(estimator, MicroBatch):
         if estimator.units < UNITS:

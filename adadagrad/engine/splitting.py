@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adadagrad.batching.cursor import SampleOrder
 from adadagrad.batching.plan import split_batch, split_units
-from adadagrad.statistics import MicroBatch
+from adadagrad.statistics import MicroBatch, Worker
 from adadagrad.statistics.base import AbstractEstimator
 
 Sizes = tuple[int, ...]
@@ -93,7 +93,7 @@ def plain_split(estimator: AbstractEstimator, share: Share, micro_batch_size: in
 
     # Where examples mix, a rest of one example would fail in BatchNorm, and a small one would be noisy there.
     def cut(size: int) -> Sizes:
-        even = isinstance(estimator, MicroBatch)
+        even = isinstance(estimator, MicroBatch | Worker)
         return split_units(size, micro_batch_size, 1) if even else split_batch(size, micro_batch_size)
 
     return Split(share.cut(0, share.size, cut) or (0,), several=share.most > micro_batch_size)
@@ -116,6 +116,9 @@ def measured_split(
         The split.
     """
     ranks = share.order.ranks
+    if isinstance(estimator, Worker):
+        plain = plain_split(estimator, share, micro_batch_size)
+        return replace(plain, measured=len(plain.sizes))
     if isinstance(estimator, MicroBatch):
         units = -(-estimator.units // ranks)
 

@@ -9,6 +9,7 @@ from adadagrad.statistics.per_example import PerExample
 from adadagrad.statistics.probe import Probe
 from adadagrad.statistics.reference import statistics_from_units
 from adadagrad.statistics.smoothing import ExponentialAverage
+from adadagrad.statistics.worker import Worker
 
 __all__ = [
     "ExponentialAverage",
@@ -16,6 +17,7 @@ __all__ = [
     "MicroBatch",
     "PerExample",
     "Probe",
+    "Worker",
     "choose_estimator",
     "statistics_from_units",
 ]

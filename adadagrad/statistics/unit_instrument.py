@@ -76,7 +76,7 @@ class UnitInstrument(AbstractInstrument):
         started = time.perf_counter()
         with step.part.protect():
             _refuse_unusual(gradients, twice)
-            weight = _total_weight(coefficients, num_examples)
+            weight = total_weight(coefficients, num_examples)
             step.add(gradients, self._gradients(), num_examples, weight, self.request)
         self.seconds += time.perf_counter() - started
 
@@ -142,8 +142,13 @@ def _refuse_unusual(gradients: dict[nn.Parameter, Tensor], twice: set[nn.Paramet
         raise InvalidMeasurement(f"{reason} in one measured micro-batch: run one, on the added losses")
 
 
-def _total_weight(coefficients: Coefficients, n: int) -> float:
-    """Return C_k = sum c_i."""
+def total_weight(coefficients: Coefficients, n: int) -> float:
+    """Return C_k = sum c_i.
+
+    Args:
+        coefficients: c_i, in any of their forms.
+        n: Number of examples.
+    """
     if callable(coefficients):
         coefficients = coefficients()
     if coefficients is None:
