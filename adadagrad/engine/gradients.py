@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from adadagrad.core.errors import InvalidArgument, LeftoverGradients
+from adadagrad.core.shards import local_part
 from adadagrad.core.vectors import quick_norm, squared_norm
 
 
@@ -70,7 +71,7 @@ class Gradients:
         """
         if factor == 1.0:
             return
-        gradients = self.present()
+        gradients = [local_part(gradient) for gradient in self.present()]
         if gradients:
             torch._foreach_mul_(gradients, factor)
 

@@ -46,6 +46,7 @@ class MeanLoss:
             InvalidArgument: The weights have the wrong shape or are not positive.
         """
         if rows == 0:
+            self._coefficients = 0.0
             return loss * 0.0
         if self.weighted is None:
             self.weighted = weight is not None

@@ -64,6 +64,7 @@ class Measuring:
             second_moment=self._second_moments.of,
             ranks=parallel.ranks,
             gradient=parallel.gradient,
+            watch=parallel.watch,
         )
         self._device = next((p.device.type for p in model.parameters()), "cpu")
         given, averaging = unwrapped(self.settings.estimator, policy)

@@ -87,11 +87,12 @@ class Step:
             last, measured = index + 1 == len(sizes), index < self.split.measured
             if last:
                 meet(self)
-            with parallel.micro_batch(last=last, measured=measured):
-                if measured and rows:
-                    with instrument.micro_batch(rows, self.mean.coefficients):
-                        yield batch
-                else:
+            context = parallel.micro_batch(last=last, measured=measured)
+            if measured and (rows or parallel.aligned):
+                with instrument.micro_batch(max(rows, 1), self.mean.coefficients), context:
+                    yield batch
+            else:
+                with context:
                     yield batch
             if self._done != index + 1:
                 raise StepError(

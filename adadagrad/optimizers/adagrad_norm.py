@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adadagrad.core.checks import check_at_least, check_positive
 from adadagrad.core.errors import InvalidArgument
+from adadagrad.core.shards import local_part
 from adadagrad.core.vectors import squared_norm
 
 
@@ -26,7 +27,8 @@ class AdaGradNorm(torch.optim.Optimizer):
     forgiving than for SGD, and no bound in terms of the smoothness constant is needed. v never falls, so that one
     huge gradient (a diverging start, a bad batch) slows all later steps. Parameters of very different scale are
     better served by diagonal AdaGrad (`torch.optim.Adagrad`). One number of state for each group; a step reads the
-    gradients twice and needs one temporary of the gradients' size. Nothing is copied to the host.
+    gradients twice and needs one temporary of the gradients' size. Nothing is copied to the host. Under `fully_shard`
+    every rank updates its shards, and the norms are those of the whole gradient: 8 bytes to the other ranks per group.
 
     The accumulator is a float64 scalar tensor on the device of the group's first parameter. It lives in the group,
     not in ``state``: it belongs to no single parameter, and entries of ``state`` are cast to the parameter's dtype
@@ -144,6 +146,7 @@ def _update(group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) ->
 
     lr, decay = group["lr"], group["weight_decay"]
     factor = (lr if group["maximize"] else -lr) * accumulator.rsqrt()
+    params, grads = [local_part(param) for param in params], [local_part(grad) for grad in grads]  # in their storage
     buckets: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for index, param in enumerate(params):
         buckets.setdefault((param.device, param.dtype), []).append(index)

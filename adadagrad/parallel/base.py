@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 
 from adadagrad.core.comm import Ranks
+
+Watch: TypeAlias = Callable[[Callable[[nn.Parameter, Tensor], None]], AbstractContextManager[None]]
+"""Given a function, returns a context whose backwards hand it every parameter and this rank's own gradient for it."""
 
 
 class AbstractParallel(abc.ABC):
@@ -33,6 +37,11 @@ class AbstractParallel(abc.ABC):
     @abc.abstractmethod
     def ranks(self) -> Ranks:
         """The processes that share a step."""
+
+    @property
+    def watch(self) -> Watch | None:
+        """How this rank's own gradients are seen; None where hooks on the parameters themselves see them."""
+        return None
 
     @property
     def meets(self) -> bool:

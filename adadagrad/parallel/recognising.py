@@ -18,7 +18,7 @@ def recognise(model: nn.Module, parallel: AbstractParallel | None = None) -> Abs
     """Return how a model's steps run.
 
     Args:
-        model: A plain module, or one in `DistributedDataParallel`.
+        model: A plain module, one in `DistributedDataParallel`, or one that `fully_shard` has sharded.
         parallel: What the user says instead; None goes by the model.
 
     Returns:
@@ -44,15 +44,16 @@ def recognise(model: nn.Module, parallel: AbstractParallel | None = None) -> Abs
     if isinstance(model, DistributedDataParallel):
         return DataParallel(model)
     if is_sharded(model):
-        raise InvalidArgument(
-            "model is sharded by fully_shard, which this version cannot train yet: wrap it in DistributedDataParallel"
-        )
+        from adadagrad.parallel.fsdp import FullyShard
+
+        return FullyShard(model)
     started = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     started = max(started, int(os.environ.get("WORLD_SIZE") or 1) if "LOCAL_RANK" in os.environ else 1)
     if started > 1:
         raise InvalidArgument(
             f"model is a plain module in one of {started} processes, which would train apart from each other: wrap it "
-            "in DistributedDataParallel first, or pass parallel=SingleProcess(model) where that is meant"
+            "in DistributedDataParallel or call fully_shard on it first, or pass parallel=SingleProcess(model) where that "
+            "is meant"
         )
     return SingleProcess(model)
 

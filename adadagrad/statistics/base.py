@@ -6,7 +6,7 @@ import abc
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
@@ -19,6 +19,10 @@ from adadagrad.statistics.planner import StepSize
 Coefficients = float | Sequence[float] | Tensor | Callable[[], "float | Tensor"] | None
 """c_i, the weight with which example i enters the gradient that is being built: one number, or one per example
 (n,), or a function that gives either once the backward has run. None means 1 / n, a mean-reduced loss."""
+
+Watch: TypeAlias = Callable[[Callable[[nn.Parameter, Tensor], None]], AbstractContextManager[None]]
+"""Given a function, returns a context whose backwards hand it every parameter and this rank's own gradient for it, of
+full shape, once for each backward."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +38,8 @@ class Request:
             ranks, of which a measured micro-batch that is not the last sees its own rank's part; ``"sharded"``, this
             rank's shard of that mean, after every measured micro-batch; or ``"local"``, the mean over this rank's own
             examples (local steps).
+        watch: Hands over each parameter's own gradient on this rank, where the parameters are not the leaves of its
+            graph (``"sharded"``); None where they are.
     """
 
     inner_products: bool = False
@@ -41,6 +47,7 @@ class Request:
     second_moment: Callable[[nn.Parameter], Tensor | None] | None = None
     ranks: Ranks = ALONE
     gradient: Literal["shared", "sharded", "local"] = "shared"
+    watch: Watch | None = None
 
 
 class AbstractInstrument(abc.ABC):
