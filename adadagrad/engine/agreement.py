@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adadagrad.core.errors import RanksDisagree, StepError
+from adadagrad.engine.failure import Failure
 
 if TYPE_CHECKING:
     from adadagrad.engine.adaptive_batch import AdaptiveBatch
@@ -24,21 +25,21 @@ class Agreement:
 
     Args:
         stop: Whether the run is to end after this step, because a rank was told to.
-        failed: Whether the step's measurement failed on a rank.
+        failure: How the step's measurement has failed, on the rank where it is worst.
     """
 
     stop: bool = False
-    failed: bool = False
+    failure: Failure = Failure.NONE
 
 
-def agree(engine: AdaptiveBatch, step: Step, *, stop: bool = False, failed: bool = False) -> Agreement:
+def agree(engine: AdaptiveBatch, step: Step, *, stop: bool = False, failure: Failure = Failure.NONE) -> Agreement:
     """Settle the step's loss and weights over the ranks, and find out what the others know.
 
     Args:
         engine: The engine.
         step: Its step, all micro-batches of which have had their backward.
         stop: Whether this rank was told to stop.
-        failed: Whether this rank's measurement has failed.
+        failure: How this rank's measurement has failed.
 
     Returns:
         What holds for all.
@@ -49,10 +50,10 @@ def agree(engine: AdaptiveBatch, step: Step, *, stop: bool = False, failed: bool
     """
     ranks = engine.parallel.ranks
     if ranks.count == 1 or not engine.parallel.meets:
-        return Agreement(stop, failed)
+        return Agreement(stop, failure)
     mark, mean = _checksum(engine, step), step.mean
     loss, weights, squares, weighted, plain, marks, stops, failures = ranks.sum(
-        *mean.totals, float(mean.weighted is True), float(mean.weighted is False), float(mark), stop, failed
+        *mean.totals, float(mean.weighted is True), float(mean.weighted is False), float(mark), stop, failure.count
     )
     if marks != ranks.count * mark:
         raise RanksDisagree(
@@ -63,7 +64,7 @@ def agree(engine: AdaptiveBatch, step: Step, *, stop: bool = False, failed: bool
     if weighted and plain:
         raise StepError("either every micro-batch of a step has a weight or none has, on all ranks")
     mean.settle(loss, weights, squares, weighted=weighted > 0)
-    return Agreement(stops > 0, failures > 0)
+    return Agreement(stops > 0, Failure.worst(failures))
 
 
 def _checksum(engine: AdaptiveBatch, step: Step) -> int:

@@ -55,7 +55,7 @@ def finish_step(engine: AdaptiveBatch, step: Step) -> Decision:
             row were skipped.
     """
     gradients = engine._gradients
-    agreed = agree(engine, step, stop=engine.stop_requested)
+    agreed = agree(engine, step, stop=engine.stop_requested, failure=engine.measuring.failure)
     engine.stop_agreed |= agreed.stop
     step.mean.refuse_weightless()
     gradients.scale(step.correction)
@@ -66,7 +66,10 @@ def finish_step(engine: AdaptiveBatch, step: Step) -> Decision:
     seen, reason = Seen(), "not measured"
     if step.measured:
         statistics, reason = engine.measuring.finish(
-            step.global_batch_size, step.weight_sq_sum, step.correction / engine.parallel.ranks.count
+            step.global_batch_size,
+            step.weight_sq_sum,
+            step.correction / engine.parallel.ranks.count,
+            agreed.failure,
         )
         if statistics is not None:
             engine.learning_rate.measured(statistics)

@@ -12,6 +12,7 @@ from adadagrad.core.protocols import BatchSizePolicy, LearningRateRule
 from adadagrad.core.records import GradientStatistics
 from adadagrad.core.settings import Measure
 from adadagrad.engine.averaging import Averaging
+from adadagrad.engine.failure import Failure
 from adadagrad.engine.second_moments import SecondMoments
 from adadagrad.engine.splitting import Share, Split, measured_split, plain_split, smallest_batch
 from adadagrad.parallel import AbstractParallel
@@ -119,7 +120,7 @@ class Measuring:
         measured = measured_split(self.estimator, self._most, share, micro_batch_size)
         every = self.settings.every
         sizes = _sizes(plain, measured)
-        if self._automatic:
+        if self._automatic and self._request.gradient != "sharded":  # where norms cannot be sketched
             self._reconsider(sizes)
         if every == "auto":
             due = self.budget.due(*self._costs(sizes))
@@ -133,8 +134,13 @@ class Measuring:
                 return plain
         return measured if due else plain
 
+    @property
+    def failure(self) -> Failure:
+        """How the measurement of the step in progress has failed on this rank."""
+        return Failure.of(self.instrument.failure)
+
     def finish(
-        self, num_examples: int, weight_sq_sum: float | None, scale: float
+        self, num_examples: int, weight_sq_sum: float | None, scale: float, failure: Failure = Failure.NONE
     ) -> tuple[GradientStatistics | None, str]:
         """Return the step's statistics, or why there are none.
 
@@ -142,6 +148,7 @@ class Measuring:
             num_examples: Examples averaged into the gradient.
             weight_sq_sum: Sum of their squared weights, None for equal weights.
             scale: Factor by which the gradients were corrected after the backward.
+            failure: How it has failed, here or on another rank: the worst.
 
         Returns:
             The statistics and ``""``, or None and the reason.
@@ -152,6 +159,9 @@ class Measuring:
             InvalidArgument: The batch is too small for the estimator that replaces ``"auto"``'s first choice.
         """
         try:
+            if failure > self.failure:
+                self.instrument.discard()
+                raise failure.elsewhere()
             return self.instrument.finish(num_examples, weight_sq_sum, scale), ""
         except (UncoveredParameter, BatchCoupledModule) as error:
             if not self._automatic:

@@ -52,8 +52,8 @@ def recognise(model: nn.Module, parallel: AbstractParallel | None = None) -> Abs
     if started > 1:
         raise InvalidArgument(
             f"model is a plain module in one of {started} processes, which would train apart from each other: wrap it "
-            "in DistributedDataParallel or call fully_shard on it first, or pass parallel=SingleProcess(model) where that "
-            "is meant"
+            "in DistributedDataParallel first (or shard it with fully_shard), or pass parallel=SingleProcess(model) where "
+            "that is meant"
         )
     return SingleProcess(model)
 

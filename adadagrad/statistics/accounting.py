@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from adadagrad.core.errors import InvalidMeasurement
-from adadagrad.statistics import coverage
-from adadagrad.statistics.calls import KeptCall
 
 
 class Accounting:
@@ -52,8 +50,7 @@ class Accounting:
         parameters: Mapping[str, nn.Parameter],
         changed: set[nn.Parameter],
         counted: set[nn.Parameter],
-        kept: Sequence[KeptCall],
-        gradients: Mapping[nn.Parameter, Tensor],
+        miscounted: Callable[[set[nn.Parameter]], set[nn.Parameter]],
         *,
         verify: bool,
     ) -> None:
@@ -63,9 +60,8 @@ class Accounting:
             parameters: The trainable parameters by name.
             changed: Those that received a gradient.
             counted: Those that rules have counted, in every one of their calls.
-            kept: All calls, where `verify`.
-            gradients: What the micro-batch's backward has added to each of them, where `verify`.
-            verify: Whether the calls are added up and compared with the gradients.
+            miscounted: Returns those of some counted parameters whose calls do not add up to the gradient.
+            verify: Whether it is asked.
 
         Raises:
             InvalidMeasurement: A parameter is not counted, and it is too late in the step to rerun the model for it.
@@ -75,8 +71,7 @@ class Accounting:
         ruled = changed - set(self.fallback.values())
         uncounted = ruled - counted
         if verify:
-            whole = {p: gradients[p] for p in ruled - uncounted if p in gradients}
-            uncounted |= coverage.miscounted(kept, whole)
+            uncounted |= miscounted(ruled - uncounted)
             self._verified |= ruled - uncounted
             self._verify_next = False
         names = {name: p for name, p in parameters.items() if p in uncounted | (ruled - self._verified)}

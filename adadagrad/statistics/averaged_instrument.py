@@ -37,6 +37,11 @@ class AveragedInstrument(AbstractInstrument):
         self.inner.seconds = value
 
     @property
+    def failure(self) -> Exception | None:
+        """Why the step in progress will have no statistics; see `AbstractInstrument.failure`."""
+        return self.inner.failure
+
+    @property
     def compiled(self) -> str:
         """How a compiled model runs; see `AbstractInstrument.compiled`."""
         return self.inner.compiled

@@ -69,6 +69,11 @@ class AbstractInstrument(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def failure(self) -> Exception | None:
+        """Why the step in progress will have no statistics, on this rank; None where nothing has failed."""
+
+    @property
+    @abc.abstractmethod
     def compiled(self) -> str:
         """Which micro-batches of a compiled model run its compiled code, in one line; empty if nothing is compiled."""
 

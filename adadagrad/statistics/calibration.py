@@ -50,10 +50,12 @@ class Calibration:
     Args:
         model: The model, for its buffers and devices.
         layout: Where the findings go.
+        aligned: Whether other ranks make the same runs: then there are three, whatever the examples and the model are,
+            and none with a graph, which would call on the others in its backward.
     """
 
-    def __init__(self, model: nn.Module, layout: Layout) -> None:
-        self._model, self._layout = model, layout
+    def __init__(self, model: nn.Module, layout: Layout, *, aligned: bool = False) -> None:
+        self._model, self._layout, self._aligned = model, layout, aligned
         self._places = PlaceTrials()
         self._run: dict[CallKey, _Seen] = {}  # of the run in progress, as the others
         self._sizes: dict[CallKey, LayerSize] = {}
@@ -108,7 +110,9 @@ class Calibration:
             AdadagradError: Whatever of this `note` or `note_whole` has raised.
         """
         m, other = rows_to_try((args, kwargs), n)
-        extras = ([0], [other], [0, 0]) if other is not None else ([0], [0, 0])
+        extras = [[0], [0 if other is None else other], [0, 0]]
+        if other is None and not self._aligned:
+            del extras[1]
         outputs, runs = [], []
         for extra in extras:
             self._run, self._sizes = {}, {}
@@ -143,7 +147,7 @@ class Calibration:
         places = self._places.conclude(m)
         known = {**self._layout.dims, **dims}
         shared = {key for key in self._run if known.get(key, (0, 0)) is None}
-        if raw or shared:
+        if (raw or shared) and not self._aligned:
             self._meet(forward, (args, kwargs), n, m, raw, shared)
         self._layout.found(dims, places, self._sizes, compared=other is not None)
 

@@ -120,11 +120,11 @@ def miscounted(kept: Sequence[KeptCall], gradients: Mapping[nn.Parameter, Tensor
                 sizes[p] += float(products.abs().sum())
     types = {entry.gy.dtype for entry in kept}
     squares = {p: float(squared_norm([gradient])) for p, gradient in gradients.items()}
-    negligible = _negligible(gradients.values(), types) ** 2 * sum(squares.values())
+    spare = negligible({*types, *(g.dtype for g in gradients.values())}) ** 2 * sum(squares.values())
     return {
         p
         for p, square in squares.items()
-        if abs(sums[p] - square) > negligible + tolerance({gradients[p].dtype, *types}) * (sizes[p] + square)
+        if abs(sums[p] - square) > spare + tolerance({gradients[p].dtype, *types}) * (sizes[p] + square)
     }
 
 
@@ -145,12 +145,12 @@ def check_rerun(
     Raises:
         UncoveredParameter: A sum differs by more than rounding: the model draws random numbers or changes state.
     """
-    negligible = _negligible(whole, types) * float(squared_norm(list(whole))) ** 0.5
+    spare = negligible({*types, *(g.dtype for g in whole)}) * float(squared_norm(list(whole))) ** 0.5
     for name, gradient in expected.items():
         parts = [t.double() for t in (sums.get(name), gradient) if t is not None]
         error = float((parts[0] - parts[1] if len(parts) == 2 else sum(parts, torch.zeros(()))).norm())
         norm = 0.0 if gradient is None else float(gradient.double().norm())
-        if error > negligible + tolerance({*types, *(t.dtype for t in (gradient,) if t is not None)}) * norm:
+        if error > spare + tolerance({*types, *(t.dtype for t in (gradient,) if t is not None)}) * norm:
             raise UncoveredParameter(
                 f"{name}: no rule counts this gradient, and rerunning the model example by example gives another "
                 "one (does its forward draw random numbers or depend on state, or does the loss use the parameter or "
@@ -166,12 +166,15 @@ def tolerance(types: Collection[torch.dtype]) -> float:
     return float(min(0.25, 64 * _coarsest(types) ** 0.75))
 
 
-def _negligible(gradients: Collection[Tensor], types: Collection[torch.dtype]) -> float:
+def negligible(types: Collection[torch.dtype]) -> float:
     """Return the share of the whole gradient's norm below which a gradient may be nothing but rounding.
 
     The bias of an attention key has gradient zero, up to rounding, and so nothing to be compared with.
+
+    Args:
+        types: Precisions of gradients and of what they were computed from.
     """
-    return min(0.1, 1024 * _coarsest({*types, *(g.dtype for g in gradients)}))
+    return min(0.1, 1024 * _coarsest(types))
 
 
 def _coarsest(types: Collection[torch.dtype]) -> float:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adadagrad.core.errors import InvalidMeasurement
+from adadagrad.core.errors import InvalidArgument, InvalidMeasurement, UncoveredParameter
 from adadagrad.core.records import GradientStatistics
 from adadagrad.statistics import coverage
 from adadagrad.statistics.accounting import Accounting
@@ -22,7 +23,9 @@ from adadagrad.statistics.examples import Examples
 from adadagrad.statistics.layer_costs import LayerSize, NormsBy
 from adadagrad.statistics.layout import Layout
 from adadagrad.statistics.local_gradients import LocalGradients, watched
+from adadagrad.statistics.measured_part import over_ranks
 from adadagrad.statistics.planner import StepSize, measured_seconds, plain_seconds
+from adadagrad.statistics.projections import Projections
 from adadagrad.statistics.recorder import Recorder
 from adadagrad.statistics.sketching import Sketching
 from adadagrad.statistics.small_noise import is_coarse, is_small
@@ -51,6 +54,7 @@ class ExampleInstrument(AbstractInstrument):
         fuse: bool = True,
         sketching: Sketching | None = None,
     ) -> None:
+        refuse_sharded(request, sketched=sketching is not None)
         coverage.refuse_batch_coupled(Survey.of(model).coupled)
         self.model, self.request, self.seconds = model, request, 0.0
         self._calibrate, self._fuse, self._sketching = calibrate, fuse, sketching
@@ -65,6 +69,11 @@ class ExampleInstrument(AbstractInstrument):
     def fallback(self) -> dict[str, nn.Parameter]:
         """Parameters that the model is rerun for, by qualified name."""
         return self._accounting.fallback
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why the step in progress will have no statistics; see `AbstractInstrument.failure`."""
+        return None if self._step is None else self._step.part.failure
 
     @property
     def compiled(self) -> str:
@@ -123,6 +132,7 @@ class ExampleInstrument(AbstractInstrument):
             fuse=self._fuse and not verify,
             watch_model=verify or bool(self.fallback),
             calibrate=self._calibrate,
+            trials=self._agreed_trials(num_examples),
         )
         self._parameters = parameters
         marks = {} if first else coverage.mark_gradients(parameters.values())
@@ -147,17 +157,26 @@ class ExampleInstrument(AbstractInstrument):
         with step.part.protect():
             recorder.gather()
             changed = coverage.changed_since(marks, parameters.values()) if local is None else local.received
-            found = self._gradients() if local is None else local.kept
+            found = local.kept if isinstance(local, LocalGradients) else self._gradients()
             recorder.check(changed)
             counted = recorder.intake.counted - recorder.shared
-            self._accounting.cover(parameters, changed, counted, recorder.intake.kept, found, verify=verify)
+            kept = recorder.intake.kept
+
+            def miscounted(judged: set[nn.Parameter]) -> set[nn.Parameter]:
+                if isinstance(local, Projections):
+                    return local.miscounted(kept, judged)
+                return coverage.miscounted(kept, {p: found[p] for p in judged if p in found})
+
+            self._accounting.cover(parameters, changed, counted, miscounted, verify=verify)
+            if self._sharded:
+                self._refuse_fallback()
             self._read(
                 step,
                 recorder,
                 before,
                 found,
                 coefficients,
-                first=first and (keep or verify) and self._sketching is None,
+                first=first and (keep or verify) and self._sketching is None and not self._sharded,
             )
         if first:
             self._accounting.count_step()
@@ -167,10 +186,12 @@ class ExampleInstrument(AbstractInstrument):
 
     def close_group(self) -> None:
         """Note the measured part's gradient before other micro-batches add to it."""
-        if self._step is None or self._step.part.failure is not None:
+        if self._step is None or (self._step.part.failure is not None and not self._sharded):
             return
         part = self._step.part
         norm = None if self._step.sketches is None else self._step.sketches.close
+        if self._sharded:  # the mean over ranks of what each has weighed for itself
+            norm = partial(over_ranks, self.request.ranks.count)
         part.close(self._gradients(), copy=self.request.coordinates is not None, norm=norm)
 
     def finish(
@@ -193,7 +214,8 @@ class ExampleInstrument(AbstractInstrument):
             except InvalidMeasurement:
                 self._accounting.doubt()
                 raise
-        small = self.request.ranks.count == 1 and is_small(statistics.variance_trace, statistics.grad_norm_sq)
+        alone = self.request.ranks.count == 1 and not self._sharded
+        small = alone and is_small(statistics.variance_trace, statistics.grad_norm_sq)
         self._small_noise = small and is_coarse(self._gradients().values())
         self.seconds += time.perf_counter() - started
         return statistics
@@ -227,14 +249,42 @@ class ExampleInstrument(AbstractInstrument):
     def _gradients(self) -> dict[nn.Parameter, Tensor]:
         return {p: p.grad for p in self._parameters.values() if p.grad is not None}
 
-    def _watch(self, parameters: Mapping[str, nn.Parameter], *, everything: bool) -> LocalGradients | None:
+    @property
+    def _sharded(self) -> bool:
+        return self.request.gradient == "sharded"
+
+    def _agreed_trials(self, num_examples: int | None) -> bool | None:
+        """Return whether any rank needs trial runs, where a forward needs all ranks; None elsewhere."""
+        if not self._sharded:
+            return None
+        due = self._calibrate and self._layout.due(num_examples or 1)
+        return self.request.ranks.sum(float(due))[0] > 0
+
+    def _refuse_fallback(self) -> None:
+        """Refuse to rerun a model whose parameters are not here."""
+        if self.fallback:
+            names = ", ".join(self.fallback)
+            self.fallback.clear()
+            raise UncoveredParameter(
+                f"{names}: no rule counts this gradient, and a model that fully_shard has sharded cannot be rerun "
+                "example by example; use estimator=MicroBatch()"
+            )
+
+    def _watch(
+        self, parameters: Mapping[str, nn.Parameter], *, everything: bool
+    ) -> LocalGradients | Projections | None:
         """Return what takes note of this rank's own gradients, where `.grad` may hold those of all ranks afterwards."""
+        if self._sharded:
+            return Projections(parameters, self._accounting.measured, verify=everything)
         if self.request.ranks.count == 1 or self.request.gradient != "shared":
             return None
         return LocalGradients(parameters.values() if everything else self.fallback.values())
 
-    def _watching(self, local: LocalGradients | None) -> AbstractContextManager[None]:
-        return nullcontext() if local is None else watched(self._parameters.values(), local)
+    def _watching(self, local: LocalGradients | Projections | None) -> AbstractContextManager[None]:
+        if local is None:
+            return nullcontext()
+        watch = self.request.watch
+        return watched(self._parameters.values(), local) if watch is None else watch(local)
 
     def _read(
         self,
@@ -255,6 +305,34 @@ class ExampleInstrument(AbstractInstrument):
             expected = {name: _added(found.get(p), before.get(name)) for name, p in self.fallback.items()}
             coverage.check_rerun(examples.rerun_sums, expected, list(found.values()), examples.types)
             self._accounting.announce(stacklevel=5)
+
+
+def refuse_sharded(request: Request, *, sketched: bool) -> None:
+    """Refuse to measure what takes whole gradients of single examples or of the step, where no rank has them.
+
+    Args:
+        request: The numbers wanted, and how gradients lie on ranks.
+        sketched: Whether norms are to be sketched.
+
+    Raises:
+        InvalidArgument: The model is sharded, and the request is for more than norms, or for sketches.
+    """
+    if request.gradient != "sharded":
+        return
+    if sketched:
+        raise InvalidArgument(
+            "estimator Probe() needs whole gradients, and fully_shard leaves shards: use PerExample()"
+        )
+    if request.inner_products:
+        raise InvalidArgument(
+            "inner products with the gradient cannot be measured example by example where fully_shard leaves each rank "
+            "a shard of it: use estimator=MicroBatch(), or wrap the model in DistributedDataParallel"
+        )
+    if request.coordinates is not None:
+        raise InvalidArgument(
+            "the coordinate-wise test needs whole gradients, and fully_shard leaves shards: use NormTest(), or wrap "
+            "the model in DistributedDataParallel"
+        )
 
 
 def _added(after: Tensor | None, before: Tensor | None) -> Tensor | None:

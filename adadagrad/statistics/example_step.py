@@ -119,7 +119,7 @@ class ExampleStep:
                 products = form(examples, gradients)
                 self.sums.products.append((weights[rows], products[rows] / weights[rows]))
                 self.sums.unit_squares.append(squares)
-        groups = part and request.ranks.count > 1
+        groups = part and request.ranks.count > 1 and request.gradient != "sharded"
         self.sums.ranks = ALONE if groups else request.ranks
         sums = (self.sums if part else self.sums.scaled(scale)).over_ranks(s if request.inner_products else None)
         if sums.units == 0 and not groups:

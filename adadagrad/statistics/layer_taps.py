@@ -36,6 +36,7 @@ class LayerTaps:
         tensors: What all examples share.
         intake: Takes in what the taps bring.
         excluded: Parameters that the fallback counts.
+        sharded: Whether layers hold other tensors in a forward, gathered from the shards that are the parameters.
     """
 
     def __init__(
@@ -45,11 +46,14 @@ class LayerTaps:
         tensors: SharedTensors,
         intake: Intake,
         excluded: set[nn.Parameter],
+        *,
+        sharded: bool = False,
     ) -> None:
         self._state, self._layout, self._tensors = state, layout, tensors
-        self._intake, self._excluded = intake, excluded
+        self._intake, self._excluded, self._sharded = intake, excluded, sharded
         self.own: dict[str, dict[str, nn.Parameter]] = {}
-        """What layers with a fused rule train, by name, before anything is put in its place for a call."""
+        """What layers train, by name, before anything is put in its place for a call; of those with a fused rule, or
+        of all where they are sharded."""
         self._seen: dict[tuple[str, torch.Size, torch.Size], set[tuple[int, int] | None]] = {}
 
     def forward(
@@ -89,7 +93,8 @@ class LayerTaps:
         if state.calibration is not None:
             state.calibration.note(key, layer, x, y, state.trial_rows)
             return y
-        parameters = {k: p for k, p in own_parameters(layer).items() if p not in self._excluded}
+        trained = self.own[name] if self._sharded else own_parameters(layer)
+        parameters = {k: p for k, p in trained.items() if p not in self._excluded}
         seen = torch.is_grad_enabled() and y.requires_grad  # by autograd
         if state.leaf is None:
             state.shared.update(parameters.values() if seen else ())

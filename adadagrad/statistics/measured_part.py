@@ -16,6 +16,11 @@ from adadagrad.core.vectors import squared_norm
 Norm: TypeAlias = Callable[[Mapping[nn.Parameter, Tensor]], float]
 
 
+def over_ranks(ranks: int, gradients: Mapping[nn.Parameter, Tensor]) -> float:
+    """Return |G|^2 of the ranks' sums together from the shards of their mean, whose norm is smaller by their number."""
+    return ranks**2 * float(squared_norm(list(gradients.values())))
+
+
 @dataclass(slots=True)
 class MeasuredPart:
     """The measured part of a step.

@@ -44,6 +44,8 @@ class Recorder:
         watch_model: Also keep the model's arguments and output gradients, for the fallback.
         calibrate: Make the trial runs if they have not been made.
         fuse: Form weight gradients example by example where a fused rule suits.
+        trials: Whether to make the trial runs, where all ranks have agreed on it because a forward needs them all; the
+            parameters are then sharded. None goes by the layout.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Recorder:
         watch_model: bool,
         calibrate: bool,
         fuse: bool,
+        trials: bool | None = None,
     ) -> None:
         self.intake = Intake(keep=keep, square=square, verify=verify)
         """What the backward brought."""
@@ -68,10 +71,11 @@ class Recorder:
         """Holds compiled code around the model back until its forward begins."""
         self._model, self._survey, self._layout, self._n = model, survey, layout, num_examples
         self._watch_model, self._calibrate, self._fuse = watch_model, calibrate, fuse
-        self._raw = {p: key for p, key in survey.raw.items() if p not in excluded}
-        self._tensors = SharedTensors(layout.meetings, self._raw, self.intake.fail)
+        self._trials, self._sharded = trials, trials is not None
+        self._raw = {p: key for p, key in survey.raw.items() if p not in excluded and not self._sharded}
+        self._tensors = SharedTensors({} if self._sharded else layout.meetings, self._raw, self.intake.fail)
         self._state = ForwardState()
-        self._layers = LayerTaps(self._state, layout, self._tensors, self.intake, excluded)
+        self._layers = LayerTaps(self._state, layout, self._tensors, self.intake, excluded, sharded=self._sharded)
         self._whole = WholeForwards(self._state, layout, self.intake, survey.raw, excluded)
 
     @property
@@ -98,10 +102,10 @@ class Recorder:
         found: dict[nn.Module, Forward] = {}
         for name, module, rule in self._survey.layers:
             fused = find_fused(module) if self._fuse else None
-            if fused is not None:
+            if fused is not None or self._sharded:
                 self._layers.own[name] = own_parameters(module)
             found[module] = partial(self._layers.forward, name, module, module.forward, rule, fused)
-        for name, module, whole in self._survey.whole:
+        for name, module, whole in () if self._sharded else self._survey.whole:
             found[module] = partial(self._whole.forward, name, module, module.forward, whole)
         found[self._model] = partial(self._forward, found.get(self._model, self._model.forward))
         return found
@@ -153,7 +157,7 @@ class Recorder:
             self.intake.fail(InvalidMeasurement(SEVERAL_BACKWARDS))
             return inner(*args, **kwargs)
         self._prepare(args, kwargs)
-        if self._n is not None and self.intake.failure is None and self._calibrate and self._layout.due(self._n):
+        if self._n is not None and self.intake.failure is None and self._trials_due(self._n):
             self._make_trials(inner, args, kwargs, self._n)
         output = self._state.run(inner, args, kwargs)
         if self._n is not None and self.intake.failure is None:
@@ -185,11 +189,17 @@ class Recorder:
             device = next((p.device for p in self._survey.parameters.values()), torch.device("cpu"))
             self._state.leaf = torch.zeros(self._n, dtype=torch.float64, device=device, requires_grad=True)
 
+    def _trials_due(self, n: int) -> bool:
+        if self._trials is None:
+            return self._calibrate and self._layout.due(n)
+        due, self._trials = self._trials, False
+        return due
+
     def _make_trials(self, inner: Forward, args: Any, kwargs: dict[str, Any], n: int) -> None:
         """Find where the examples are, before the forward that is measured."""
         started = time.perf_counter()
         try:
-            calibration = Calibration(self._model, self._layout)
+            calibration = Calibration(self._model, self._layout, aligned=self._sharded)
             with self._state.trials(calibration):
                 calibration.run(partial(self._trial, inner), args, kwargs, n, self._raw)
         except AdadagradError as error:

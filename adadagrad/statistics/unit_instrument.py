@@ -35,6 +35,11 @@ class UnitInstrument(AbstractInstrument):
         self._inside = False
 
     @property
+    def failure(self) -> Exception | None:
+        """Why the step in progress will have no statistics; see `AbstractInstrument.failure`."""
+        return None if self._step is None else self._step.part.failure
+
+    @property
     def compiled(self) -> str:
         """How a compiled model runs; see `AbstractInstrument.compiled`."""
         return how_it_runs(self.model, "compiled")
