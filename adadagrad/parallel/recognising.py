@@ -52,7 +52,7 @@ def recognise(model: nn.Module, parallel: AbstractParallel | None = None) -> Abs
     if started > 1:
         raise InvalidArgument(
             f"model is a plain module in one of {started} processes, which would train apart from each other: wrap it "
-            "in DistributedDataParallel first (or shard it with fully_shard), or pass parallel=SingleProcess(model) where "
+            "in DistributedDataParallel or shard it with fully_shard first, or pass parallel=SingleProcess(model) where "
             "that is meant"
         )
     return SingleProcess(model)
