@@ -52,8 +52,8 @@ def recognise(model: nn.Module, parallel: AbstractParallel | None = None) -> Abs
     if started > 1:
         raise InvalidArgument(
             f"model is a plain module in one of {started} processes, which would train apart from each other: wrap it "
-            "in DistributedDataParallel or shard it with fully_shard first, or pass parallel=SingleProcess(model) if that "
-            "is meant"
+            "in DistributedDataParallel or shard it with fully_shard first, or pass parallel=SingleProcess(model) if "
+            "that is meant"
         )
     return SingleProcess(model)
 
