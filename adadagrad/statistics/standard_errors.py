@@ -84,7 +84,7 @@ def unit_variance_error(contrasts: Sequence[float], num_units: int, ranks: Ranks
 
     Args:
         contrasts: z_k of this rank [grad^2], from `unit_contrasts`; those between ranks are not known.
-        num_units: K, over all ranks.
+        num_units: K, over all ranks, of which each has one or more: one more than it has contrasts.
         ranks: The processes whose contrasts are added up.
 
     Returns:
@@ -97,9 +97,10 @@ def unit_variance_error(contrasts: Sequence[float], num_units: int, ranks: Ranks
         >>> unit_variance_error([4.0, 12.0], num_units=3)
         4.0
     """
-    count, total = ranks.sum(float(len(contrasts)), sum(contrasts))
+    count = num_units - ranks.count
     if count < 2:
         return None
+    (total,) = ranks.sum(sum(contrasts))
     mean = total / count
     (squares,) = ranks.sum(sum((z - mean) ** 2 for z in contrasts))
     return math.sqrt(squares / (count - 1) / (num_units - 1))

@@ -39,6 +39,11 @@ class Worker(AbstractEstimator):
         Differs from the paper: sums of squares in the place of variances by coordinate, so scalars are sent and not
         vectors; units of unequal size are weighted by their size; J - 1 in the denominator, where the paper's
         normalisation is not verified; Vp from unit gradients is our extension.
+
+    Example:
+        >>> import adadagrad as ada
+        >>> ada.Measure(estimator=ada.Worker(), every=1).estimator  # under torchrun, on two ranks or more
+        Worker()
     """
 
     def open(self, model: nn.Module, request: Request) -> WorkerInstrument:
