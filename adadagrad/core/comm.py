@@ -5,6 +5,7 @@ Which processes a number is summed over is never guessed from torch's global sta
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -35,6 +36,9 @@ class Ranks:
     count: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     group: dist.ProcessGroup | None = None
+    _sent: deque[Any] = field(default_factory=lambda: deque(maxlen=4), init=False, repr=False, compare=False)
+    """The latest short messages, so that it is not a thread of gloo which lets go of one last: where that happens while
+    the interpreter ends, and the model's wrapper keeps the group alive, the process aborts (seen in torch 2.13)."""
 
     def sum(self, *values: float) -> tuple[float, ...]:
         """Add plain numbers over the ranks, in one message of 8 bytes each.
@@ -47,7 +51,9 @@ class Ranks:
         """
         if self.count == 1 or not values:
             return values
-        return tuple(self.add_(torch.tensor(values, dtype=torch.float64, device=self.device)).tolist())
+        message = torch.tensor(values, dtype=torch.float64, device=self.device)
+        self._wait(dist.all_reduce(message, op=dist.ReduceOp.SUM, group=self.group, async_op=True))
+        return tuple(message.tolist())
 
     def add_(self, tensor: Tensor) -> Tensor:
         """Add a tensor over the ranks, in place.
@@ -74,7 +80,7 @@ class Ranks:
         if self.count == 1:
             return values
         message = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.broadcast(message, group=self.group, group_src=0)
+        self._wait(dist.broadcast(message, group=self.group, group_src=0, async_op=True))
         return tuple(message.tolist())
 
     def gather(self, value: Any) -> list[Any]:
@@ -91,6 +97,10 @@ class Ranks:
         found: list[Any] = [None] * self.count
         dist.all_gather_object(found, value, group=self.group)
         return found
+
+    def _wait(self, message: Any) -> None:
+        message.wait()
+        self._sent.append(message)
 
 
 ALONE = Ranks()
