@@ -13,6 +13,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_LATEST: deque[Any] = deque(maxlen=4)
+"""The latest short messages of this process, kept so that it is not a thread of gloo which lets go of one last: where
+that happens while the interpreter ends, the process aborts (seen in torch 2.13)."""
+
+
+@dataclass(slots=True)
+class _Traffic:
+    bytes: int = 0
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +45,12 @@ class Ranks:
     count: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     group: dist.ProcessGroup | None = None
-    _sent: deque[Any] = field(default_factory=lambda: deque(maxlen=4), init=False, repr=False, compare=False)
-    """The latest short messages, so that it is not a thread of gloo which lets go of one last: where that happens while
-    the interpreter ends, and the model's wrapper keeps the group alive, the process aborts (seen in torch 2.13)."""
+    _traffic: _Traffic = field(default_factory=_Traffic, init=False, repr=False, compare=False)
+
+    @property
+    def bytes_sent(self) -> int:
+        """What this rank has handed over for messages so far, but for those of `gather`, in bytes."""
+        return self._traffic.bytes
 
     def sum(self, *values: float) -> tuple[float, ...]:
         """Add plain numbers over the ranks, in one message of 8 bytes each.
@@ -52,7 +64,7 @@ class Ranks:
         if self.count == 1 or not values:
             return values
         message = torch.tensor(values, dtype=torch.float64, device=self.device)
-        self._wait(dist.all_reduce(message, op=dist.ReduceOp.SUM, group=self.group, async_op=True))
+        self._wait(message, dist.all_reduce(message, op=dist.ReduceOp.SUM, group=self.group, async_op=True))
         return tuple(message.tolist())
 
     def add_(self, tensor: Tensor) -> Tensor:
@@ -65,7 +77,22 @@ class Ranks:
             The same tensor, holding the sum.
         """
         if self.count > 1:
+            self._traffic.bytes += tensor.numel() * tensor.element_size()
             dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=self.group)
+        return tensor
+
+    def share_(self, tensor: Tensor) -> Tensor:
+        """Give every rank the first one's tensor, in place.
+
+        Args:
+            tensor: Any shape, the same on every rank.
+
+        Returns:
+            The same tensor, holding rank 0's values.
+        """
+        if self.count > 1:
+            self._traffic.bytes += tensor.numel() * tensor.element_size()
+            dist.broadcast(tensor, group=self.group, group_src=0)
         return tensor
 
     def first(self, *values: float) -> tuple[float, ...]:
@@ -80,7 +107,7 @@ class Ranks:
         if self.count == 1:
             return values
         message = torch.tensor(values, dtype=torch.float64, device=self.device)
-        self._wait(dist.broadcast(message, group=self.group, group_src=0, async_op=True))
+        self._wait(message, dist.broadcast(message, group=self.group, group_src=0, async_op=True))
         return tuple(message.tolist())
 
     def gather(self, value: Any) -> list[Any]:
@@ -98,9 +125,10 @@ class Ranks:
         dist.all_gather_object(found, value, group=self.group)
         return found
 
-    def _wait(self, message: Any) -> None:
-        message.wait()
-        self._sent.append(message)
+    def _wait(self, message: Tensor, work: Any) -> None:
+        work.wait()
+        self._traffic.bytes += message.numel() * message.element_size()
+        _LATEST.append(work)
 
 
 ALONE = Ranks()
