@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from adadagrad.core.settings import Bounds, Measure
     from adadagrad.engine import AdaptiveBatch
     from adadagrad.engine.recommended import recommended
+    from adadagrad.local_sgd import LocalSGD
     from adadagrad.optimizers.adagrad_norm import AdaGradNorm
     from adadagrad.policies import (
         CABS,
@@ -84,6 +85,7 @@ __all__ = [
     "LinearBatch",
     "LinearScaling",
     "LinearSchedule",
+    "LocalSGD",
     "Measure",
     "MicroBatch",
     "NormTest",
@@ -107,6 +109,7 @@ _HOMES = {
     "core.settings": ("Bounds", "Measure"),
     "engine": ("AdaptiveBatch",),
     "engine.recommended": ("recommended",),
+    "local_sgd": ("LocalSGD",),
     "optimizers.adagrad_norm": ("AdaGradNorm",),
     "policies": (
         "CABS",

@@ -43,7 +43,8 @@ class GradientStatistics:
         coordinate_ratio: V_j / g_j^2 reduced over coordinates j [dimensionless]; None if not measured.
         num_units: How many units (examples or micro-batches) were measured; None means all examples.
         kind: What V was made of: ``"per_example"``, exact norms of examples; ``"probe"``, sketches of them;
-            ``"micro_batch"``, gradients of micro-batches; or ``"worker"``, gradients of ranks.
+            ``"micro_batch"``, gradients of micro-batches; ``"worker"``, gradients of ranks; or ``"drift"``, the way
+            that each rank's model has gone in a round of local steps.
         weight_sq_sum: sum c_i^2 of the weights with which examples enter g; None means 1 / num_examples.
         variance_trace_error: Approximate standard error of V [grad^2]; None for fewer than three units.
         grad_norm_sq_error: Approximate standard error of s as an estimate of its mean, |grad F|^2 + V sum c_i^2

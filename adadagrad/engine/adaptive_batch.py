@@ -33,6 +33,7 @@ from adadagrad.engine.arguments import (
 from adadagrad.engine.confidence import check_confidence
 from adadagrad.engine.gradients import Gradients
 from adadagrad.engine.learning_rate import LearningRate
+from adadagrad.engine.local_step import LeftOut
 from adadagrad.engine.log_records import metrics_record
 from adadagrad.engine.loop import begin, every_step, next_step
 from adadagrad.engine.measuring import Measuring
@@ -180,6 +181,7 @@ class AdaptiveBatch:
         self.nonfinite_requests = 0  # of the policy; they never change the batch size, but for `on_infinite="cap"`
         self.seconds = 0.0
         self._skipped_in_a_row = 0
+        self.left_out = LeftOut()  # this rank's, under local steps
         self.stop_requested = self.stop_agreed = False  # on this rank, and by all after a step in which one was
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.changing = Changing(self.parallel.module)
@@ -365,7 +367,9 @@ class AdaptiveBatch:
         Args:
             size: How many there are, over all ranks.
         """
-        return Share(self._assembler.source.order, self.samples_drawn, size, self.parallel.aligned)
+        parallel = self.parallel
+        apart = parallel.gradient == "local"
+        return Share(self._assembler.source.order, self.samples_drawn, size, parallel.aligned, apart)
 
     def _moved(self, path: tuple[str, ...], leaves: Sequence[Any]) -> Any:
         leaf = leaves[0]

@@ -49,9 +49,9 @@ def agree(engine: AdaptiveBatch, step: Step, *, stop: bool = False, failure: Fai
         StepError: Some ranks gave weights with their losses, and others did not.
     """
     ranks = engine.parallel.ranks
-    if ranks.count == 1 or not engine.parallel.meets:
+    if ranks.count == 1:
         return Agreement(stop, failure)
-    mark, mean = _checksum(engine, step), step.mean
+    mark, mean = checksum(engine, step), step.mean
     loss, weights, squares, weighted, plain, marks, stops, failures = ranks.sum(
         *mean.totals, float(mean.weighted is True), float(mean.weighted is False), float(mark), stop, failure.count
     )
@@ -67,8 +67,13 @@ def agree(engine: AdaptiveBatch, step: Step, *, stop: bool = False, failure: Fai
     return Agreement(stops > 0, Failure.worst(failures))
 
 
-def _checksum(engine: AdaptiveBatch, step: Step) -> int:
-    """Return 32 bits of what this rank believes: sums of them over ranks are exact in float64."""
+def checksum(engine: AdaptiveBatch, step: Step) -> int:
+    """Return 32 bits of what this rank believes: sums of them over ranks are exact in float64.
+
+    Args:
+        engine: The engine.
+        step: Its step.
+    """
     believed = (
         engine.steps,
         engine.samples_seen,

@@ -12,6 +12,7 @@ from adadagrad.core.errors import NonFiniteGradient
 from adadagrad.core.records import Decision, GradientStatistics, Observation
 from adadagrad.engine.agreement import agree
 from adadagrad.engine.deciding import Answer, decide
+from adadagrad.engine.local_step import apply, meet, own_part
 from adadagrad.engine.log_records import rate_fields, step_record, times
 from adadagrad.engine.saving import save_if_due
 
@@ -54,6 +55,8 @@ def finish_step(engine: AdaptiveBatch, step: Step) -> Decision:
         NonFiniteGradient: Loss or gradient is not finite and ``on_nonfinite="stop"``, or `MAX_SKIPPED` steps in a
             row were skipped.
     """
+    if engine.parallel.gradient == "local":
+        return _finish_local_step(engine, step)
     gradients = engine._gradients
     agreed = agree(engine, step, stop=engine.stop_requested, failure=engine.measuring.failure)
     engine.stop_agreed |= agreed.stop
@@ -78,13 +81,40 @@ def finish_step(engine: AdaptiveBatch, step: Step) -> Decision:
     if engine.max_grad_norm is not None:
         gradients.clip(norm, engine.max_grad_norm)
     engine.optimizer.step()
-    engine.parallel.after_update()
     _count(engine, step)
     engine.samples_seen += step.global_batch_size
     engine.learning_rate.advance()
     engine._skipped_in_a_row = 0
     decision = _decide(engine, step, loss, seen, reason)
     if engine.steps - engine.skipped == 1:
+        engine.measuring.check_second_moments()
+    return decision
+
+
+def _finish_local_step(engine: AdaptiveBatch, step: Step) -> Decision:
+    """Apply a rank's own step, and decide where the ranks meet."""
+    own = own_part(engine, step)
+    met = meet(engine, step, own) if engine.parallel.meets else None
+    seen, reason = Seen(), "not measured"
+    if met is not None and step.measured:
+        statistics, reason = engine.measuring.finish(own.examples, met.weight_sq_sum, step.correction, met.failure)
+        if statistics is not None:
+            engine.learning_rate.measured(statistics)
+            combined, reason = engine.measuring.combine(statistics)
+            seen = Seen(own=statistics, combined=combined)
+    shown = apply(engine, own)
+    if shown is not None:
+        combined, reason = engine.measuring.combine(shown)
+        seen = Seen(own=shown, combined=combined)
+    _count(engine, step)
+    engine.samples_seen += step.global_batch_size
+    engine.learning_rate.advance()
+    if met is not None:
+        engine.samples_seen -= met.examples
+        engine.learning_rate.take_back(met.examples)
+        engine.skipped += met.updates
+    decision = _decide(engine, step, step.loss if met is None else met.loss, seen, reason)
+    if engine.steps == 1:
         engine.measuring.check_second_moments()
     return decision
 
@@ -107,7 +137,7 @@ def _decide(engine: AdaptiveBatch, step: Step, loss: float, seen: Seen, reason: 
         loss=loss,
         lr=engine.learning_rate.current,
         dataset_size=engine.dataset_size,
-        loss_average=engine.measuring.averaging.loss(loss),
+        loss_average=engine.measuring.averaging.loss(loss) if engine.parallel.meets else None,
     )
     answer = Answer(size=engine.global_batch_size)
     if step.global_batch_size < step.plan.global_batch_size:
@@ -191,7 +221,7 @@ def _close_step(
     engine.seconds += time.perf_counter() - engine._started
     if engine._log.path is not None:
         line = step_record(decision, samples_drawn=engine.samples_drawn, threshold=threshold, own=own)
-        line.update(rate_fields(engine))
+        line.update(rate_fields(engine) | engine.parallel.log_fields())
         line.update(times(engine))
         engine._log.write(kind, line)
     save_if_due(engine)

@@ -119,6 +119,15 @@ class LearningRate:
         self._state = self.rule.advance(self._pending, self._step)
         self.progress += made if self.rule.counts_progress else self._step.global_batch_size
 
+    def take_back(self, samples: int) -> None:
+        """Uncount examples of updates that were left out on some ranks, unless the rule counts by itself.
+
+        Args:
+            samples: How many.
+        """
+        if not self.counts_progress:
+            self.progress -= samples
+
     def state_dict(self) -> dict[str, Any]:
         """Return the initial rates, the progress and what the rule remembers."""
         return {

@@ -157,6 +157,7 @@ def end_record(engine: AdaptiveBatch) -> dict[str, Any]:
         "skipped": engine.skipped,
         "nonfinite_requests": engine.nonfinite_requests,
         "memory_retries": engine.memory_retries,
+        **engine.parallel.log_fields(),
         **times(engine),
     }
 

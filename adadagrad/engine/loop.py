@@ -55,6 +55,7 @@ def every_step(engine: AdaptiveBatch) -> Iterator[Step]:
                     )
                 engine._step = None
                 leave_if_agreed(engine)
+            engine.parallel.finish()
             engine._log.write("end", end_record(engine))
         finally:
             if engine._step is not None:
@@ -91,7 +92,9 @@ def next_step(engine: AdaptiveBatch) -> Step:
         size = min(size, engine._assembler.until_epoch_end)
     whole = size == engine.global_batch_size
     final = is_final(engine.policy, engine.global_batch_size, engine.bounds, engine.max_batch_size)
-    wanted = whole and (not final or engine.measuring.rate_needs)
-    plan = make_plan(engine.global_batch_size, engine.micro_batch_size, engine.parallel.ranks.count)
-    split = engine.measuring.split(engine.steps + 1, engine.share(size), engine.micro_batch_size, wanted=wanted)
+    parallel = engine.parallel
+    wanted = whole and parallel.meets and (not final or engine.measuring.rate_needs)
+    plan = make_plan(engine.global_batch_size, engine.micro_batch_size, parallel.ranks.count)
+    number = parallel.occasion(engine.steps + 1)
+    split = engine.measuring.split(number, engine.share(size), engine.micro_batch_size, wanted=wanted)
     return Step(engine, engine.steps + 1, plan, size, split)

@@ -13,10 +13,11 @@ from adadagrad.core.records import GradientStatistics
 from adadagrad.core.settings import Measure
 from adadagrad.engine.averaging import Averaging
 from adadagrad.engine.failure import Failure
+from adadagrad.engine.local_noise import for_local_steps
 from adadagrad.engine.second_moments import SecondMoments
 from adadagrad.engine.splitting import Share, Split, measured_split, plain_split, smallest_batch
 from adadagrad.parallel import AbstractParallel
-from adadagrad.statistics import MicroBatch, PerExample, Probe, choose_estimator
+from adadagrad.statistics import MicroBatch, PerExample, Probe, Worker, choose_estimator
 from adadagrad.statistics.base import AbstractEstimator, AbstractInstrument, Request, check_estimator
 from adadagrad.statistics.choosing import reconsidered
 from adadagrad.statistics.coverage import batch_coupled_module
@@ -24,6 +25,7 @@ from adadagrad.statistics.example_instrument import ExampleInstrument
 from adadagrad.statistics.explain import explain
 from adadagrad.statistics.planner import MeasureBudget, StepSize
 from adadagrad.statistics.smoothing import ExponentialAverage
+from adadagrad.statistics.within_ranks import open_within
 
 
 class Measuring:
@@ -64,23 +66,27 @@ class Measuring:
             coordinates=policy.coordinate_reduction,
             second_moment=self._second_moments.of,
             ranks=parallel.ranks,
-            gradient=parallel.gradient,
+            gradient="shared" if parallel.ranks.count == 1 else parallel.gradient,
             watch=parallel.watch,
         )
         self._device = next((p.device.type for p in model.parameters()), "cpu")
+        self._apart = parallel.gradient == "local" and parallel.ranks.count > 1
         given, averaging = unwrapped(self.settings.estimator, policy)
+        if self._apart:
+            given = for_local_steps(parallel, given, policy, rate, errors=self._errors)
+            self.enabled &= not parallel.shows_noise
         self.averaging = Averaging(averaging, dataset_size)
         self._automatic = given is None
         self._considered: tuple[StepSize, object] | None = None  # sizes of step and layers at the latest choice
         self.budget = MeasureBudget(self.settings.max_overhead)
         self._credit = self.budget.credit  # before the step in progress
         self.estimator: AbstractEstimator = choose_estimator(model) if given is None else given
-        self.instrument: AbstractInstrument = self.estimator.open(model, self._request)
+        self.instrument: AbstractInstrument = self._open(self.estimator)
 
     @property
     def smallest_batch(self) -> int:
         """Fewest examples that a step needs for the estimator to say anything, or how sure it is."""
-        return smallest_batch(self.estimator, errors=self._errors, ranks=self._ranks.count)
+        return smallest_batch(self.estimator, errors=self._errors, ranks=self._ranks.count, apart=self._apart)
 
     def refuse_small(self, global_batch_size: int, estimator: AbstractEstimator | None = None) -> None:
         """Refuse a batch on which the policy could never be given a measurement.
@@ -93,7 +99,7 @@ class Measuring:
             InvalidArgument: The policy needs statistics and the estimator needs more examples.
         """
         estimator = self.estimator if estimator is None else estimator
-        smallest = smallest_batch(estimator, errors=self._errors, ranks=self._ranks.count)
+        smallest = smallest_batch(estimator, errors=self._errors, ranks=self._ranks.count, apart=self._apart)
         if self._needed and global_batch_size < smallest:
             raise InvalidArgument(
                 f"global_batch_size must be >= {smallest} for {estimator!r} to measure any noise"
@@ -276,8 +282,13 @@ class Measuring:
 
     def _replace(self, estimator: AbstractEstimator) -> None:
         seconds = self.instrument.seconds
-        self.estimator, self.instrument = estimator, estimator.open(self._model, self._request)
+        self.estimator, self.instrument = estimator, self._open(estimator)
         self.instrument.seconds = seconds  # of the whole run
+
+    def _open(self, estimator: AbstractEstimator) -> AbstractInstrument:
+        if self._apart and not isinstance(estimator, Worker):
+            return open_within(estimator, self._model, self._request)
+        return estimator.open(self._model, self._request)
 
 
 def unwrapped(

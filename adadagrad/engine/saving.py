@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from adadagrad.engine.adaptive_batch import AdaptiveBatch
 
 
+OPTIONAL = ("parallel",)
+"""Entries that a version before this one did not save."""
+
+
 def engine_state(engine: AdaptiveBatch) -> dict[str, Any]:
     """Return everything that resuming needs; see `AdaptiveBatch.state_dict`.
 
@@ -27,9 +31,17 @@ def engine_state(engine: AdaptiveBatch) -> dict[str, Any]:
     """
     if engine._step is not None and not engine._step.finished:
         raise StepError("a step is in progress: save after step.update()")
+    parallel = engine.parallel
+    if not parallel.together:
+        raise StepError(
+            "the ranks are in the middle of a round of local steps, and their models differ: save after a step in "
+            "which engine.parallel.together holds, or call engine.parallel.finish() on all ranks first"
+        )
+    optimizer = engine.optimizer.state_dict()
     return {
         "model": engine.parallel.module.state_dict(),
-        "optimizer": engine.optimizer.state_dict(),
+        "optimizer": parallel.ranks.gather(optimizer) if parallel.own_optimizer_state else optimizer,
+        "parallel": parallel.state_dict(),
         "random": engine.parallel.ranks.gather(random_states()),
         "stream": engine._assembler.state_dict(),
         "measuring": engine.measuring.state_dict(),
@@ -59,16 +71,17 @@ def restore_engine(engine: AdaptiveBatch, state: Mapping[str, Any]) -> None:
     """
     if engine._step is not None and not engine._step.finished:
         raise StepError("a step is in progress: load after step.update(), or outside the loop")
-    missing = [name for name in engine_state(engine) if name not in state]
+    missing = [name for name in engine_state(engine) if name not in state and name not in OPTIONAL]
     if missing:
         raise InvalidArgument(f"state lacks {', '.join(missing)}: give what engine.state_dict() returned")
     engine.learning_rate.refuse_other(state["learning_rate"])
     engine._log.refuse_other(state["log"])
+    optimizer = _own_optimizer_state(engine, state["optimizer"])
     engine._assembler.load_state_dict(state["stream"])
     try:
         engine.parallel.module.load_state_dict(state["model"])
         # Copied, because torch goes on training with the very tensors that it is given.
-        engine.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        engine.optimizer.load_state_dict(copy.deepcopy(optimizer))
     except (RuntimeError, ValueError, KeyError) as error:
         engine._assembler.seek(engine.samples_drawn)
         raise InvalidArgument(
@@ -85,9 +98,23 @@ def restore_engine(engine: AdaptiveBatch, state: Mapping[str, Any]) -> None:
     engine.nonfinite_requests = state["nonfinite_requests"]
     engine.seconds, engine.measuring.instrument.seconds = state["seconds"]
     engine._last_checkpoint = engine.samples_seen
+    engine.parallel.load_state_dict(dict(state.get("parallel", {})))
     engine._log.load_state_dict(state["log"])
     engine._begun = engine._log.position > 0
     _set_random_states(engine, state["random"])
+
+
+def _own_optimizer_state(engine: AdaptiveBatch, state: Any) -> Any:
+    """Return this rank's part of what was saved of optimizers: one for all, or a list with one for each rank."""
+    if not isinstance(state, list):
+        return state
+    ranks = engine.parallel.ranks
+    if len(state) != ranks.count:
+        raise InvalidArgument(
+            f"state holds an optimizer's state for each of {len(state)} ranks, and there are {ranks.count}: start as "
+            'many, or train with optimizer_state="average", whose state fits any number'
+        )
+    return state[ranks.index]
 
 
 def _set_random_states(engine: AdaptiveBatch, states: Any) -> None:

@@ -22,12 +22,14 @@ class Share:
         start: Position of the step's first example, counted over all ranks.
         size: Examples of the step, over all ranks.
         aligned: Whether all ranks must run as many micro-batches.
+        apart: Whether each rank measures its own part by itself, as under local steps.
     """
 
     order: SampleOrder
     start: int
     size: int
     aligned: bool = False
+    apart: bool = False
 
     def of(self, count: int, rank: int | None = None) -> int:
         """Return how many of the stretch's first `count` examples are a rank's; None for this one's."""
@@ -120,7 +122,7 @@ def measured_split(
         plain = plain_split(estimator, share, micro_batch_size)
         return replace(plain, measured=len(plain.sizes))
     if isinstance(estimator, MicroBatch):
-        units = -(-estimator.units // ranks)
+        units = estimator.units if share.apart else -(-estimator.units // ranks)
 
         def even(size: int) -> Sizes:
             return split_units(size, micro_batch_size, max(1, min(units, size // 2)))
@@ -139,16 +141,19 @@ def measured_split(
     return Split(measured + share.cut(part, share.size, full), len(measured))
 
 
-def smallest_batch(estimator: AbstractEstimator, *, errors: bool = False, ranks: int = 1) -> int:
+def smallest_batch(estimator: AbstractEstimator, *, errors: bool = False, ranks: int = 1, apart: bool = False) -> int:
     """Return the fewest examples that make two units: two examples, or two micro-batches of two.
 
     Args:
         estimator: What measures.
         errors: Whether the measurement must say how sure it is, which takes a third unit.
         ranks: How many ranks share a step; each has at least one example.
+        apart: Whether each rank measures by itself.
 
     Returns:
         The number of examples.
     """
     units = 3 if errors else 2
+    if apart and not isinstance(estimator, Worker):
+        return ranks * smallest_batch(estimator, errors=errors)
     return max(ranks, 2 * units if isinstance(estimator, MicroBatch) else units)

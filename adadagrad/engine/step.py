@@ -47,9 +47,11 @@ class Step:
             plan: The plan.
             split: This rank's micro-batches.
         """
-        ranks = self.engine.parallel.ranks.count
+        parallel = self.engine.parallel
+        ranks = 1 if parallel.gradient == "local" else parallel.ranks.count
+        size = sum(split.sizes) if parallel.gradient == "local" else self.global_batch_size
         self.plan, self.split = plan, split
-        self.mean = MeanLoss(self.global_batch_size / ranks if ranks > 1 else self.global_batch_size, ranks)
+        self.mean = MeanLoss(size / ranks if ranks > 1 else size, ranks)
         """The step's loss, as its micro-batches come."""
         self._rows: int | None = None  # of the micro-batch that waits for its backward
         self._done = 0

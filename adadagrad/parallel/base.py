@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, TypeAlias
 from torch import Tensor, nn
 
 from adadagrad.core.comm import Ranks
+from adadagrad.core.records import GradientStatistics
 
 Watch: TypeAlias = Callable[[Callable[[nn.Parameter, Tensor], None]], AbstractContextManager[None]]
 """Given a function, returns a context whose backwards hand it every parameter and this rank's own gradient for it."""
@@ -48,6 +49,21 @@ class AbstractParallel(abc.ABC):
         """Whether the ranks talk to each other in the present step; where they do not, nothing is decided or saved."""
         return True
 
+    @property
+    def together(self) -> bool:
+        """Whether all ranks hold the same model between the steps, so that one of them can save it for all."""
+        return True
+
+    @property
+    def shows_noise(self) -> bool:
+        """Whether `after_update` tells what the noise is, so that nothing is measured in the backward."""
+        return False
+
+    @property
+    def own_optimizer_state(self) -> bool:
+        """Whether every rank's optimizer has a state of its own, which must be saved for each."""
+        return False
+
     def begin_step(self, number: int, samples_seen: int) -> None:  # noqa: B027 (most ways have nothing to do)
         """Say which step comes next; here nothing depends on it.
 
@@ -56,8 +72,43 @@ class AbstractParallel(abc.ABC):
             samples_seen: Examples whose update has been applied before it.
         """
 
-    def after_update(self) -> None:  # noqa: B027 (the same)
-        """Do what follows on the optimizer's step; here nothing, because all ranks have made the same one."""
+    def occasion(self, number: int) -> int:
+        """Return the number by which ``Measure(every=k)`` counts.
+
+        Args:
+            number: The step's own.
+        """
+        return number
+
+    def after_update(self, examples: int, weight: float) -> GradientStatistics | None:
+        """Do what follows on the optimizer's step; here nothing, because all ranks have made the same one.
+
+        Args:
+            examples: This rank's in the step.
+            weight: What they weigh: their number, or their weights in sum.
+
+        Returns:
+            What the noise is, where `shows_noise`.
+        """
+        return None
+
+    def finish(self) -> None:  # noqa: B027
+        """Do what is left when the run's last step is over."""
+
+    def log_fields(self) -> dict[str, float]:
+        """Return what a line of the log says of the ranks' messages; nothing where they are the same at every step."""
+        return {}
+
+    def state_dict(self) -> dict[str, float]:
+        """Return what a resumed run needs to know, as plain numbers."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:  # noqa: B027
+        """Take over the state of another run.
+
+        Args:
+            state: What `state_dict` returned.
+        """
 
     @abc.abstractmethod
     def micro_batch(self, *, last: bool, measured: bool) -> AbstractContextManager[None]:

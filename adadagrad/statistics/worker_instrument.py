@@ -152,10 +152,11 @@ class WorkerInstrument(AbstractInstrument):
     def _of_local_steps(self, unit: _Unit, weight_sq_sum: float | None, scale: float) -> GradientStatistics:
         """Return the statistics where `.grad` holds this rank's own mean, of which the mean over ranks is formed."""
         ranks = self.request.ranks
-        gradients = [p.grad for p in self.model.parameters() if p.requires_grad and p.grad is not None]
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]  # as many on all ranks
         share = unit.num_examples / ranks.sum(float(unit.num_examples))[0]
-        mean = ranks.add_(torch.cat([gradient.flatten() for gradient in gradients]) * share)
-        own = torch.cat([gradient.flatten() for gradient in gradients])
+        own = torch.cat([part.flatten() for part in parts])
+        mean = ranks.add_(own * share)
         s = float(squared_norm([mean]))
         product = float(inner_product([own], [mean])) if self.request.inner_products else None
         unit.weight = float(unit.num_examples)

@@ -1,0 +1,117 @@
+"""The mean over ranks of a model, and of what its optimizer remembers: one message for each kind of number."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from typing import Literal, TypeAlias, final
+
+import torch
+from torch import Tensor, nn
+
+from adadagrad.core.comm import Ranks
+from adadagrad.core.errors import RanksDisagree
+
+OptimizerState: TypeAlias = Literal["average", "local", "reset"]
+"""What becomes of an optimizer's state at a meeting."""
+
+HALF = (torch.float16, torch.bfloat16)
+"""Kinds of numbers that are added up in float32."""
+
+
+@final
+class ModelAverage:
+    r"""Puts the weighted mean over ranks in the place of every rank's model.
+
+    .. math:: x = \frac{\sum_r w_r x_r}{\sum_r w_r}
+
+    Trained parameters and floating-point buffers are averaged; under ``"average"`` also the optimizer's state: tensors
+    of a parameter's shape (momentum, second moments) and those that stand in a parameter group (AdaGradNorm's
+    accumulator). Step counters are left alone. A rank of weight 0 takes part without adding anything, whatever
+    numbers it holds.
+
+    Args:
+        model: The same on every rank, but for its values.
+        optimizer: Its optimizer.
+        ranks: The ranks.
+        optimizer_state: What becomes of the optimizer's state.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks, optimizer_state: OptimizerState
+    ) -> None:
+        self._model, self._optimizer, self._ranks = model, optimizer, ranks
+        self._state = optimizer_state
+        # As it is before the first step: torch's Adagrad has one then, and cannot do without it.
+        self._initial = copy.deepcopy(optimizer.state_dict()) if optimizer_state == "reset" else {}
+
+    @torch.no_grad()
+    def share_first(self) -> None:
+        """Give every rank the first one's model, frozen parameters and all buffers included."""
+        for tensor in (*self._model.parameters(), *self._model.buffers()):
+            self._ranks.share_(tensor.data)
+
+    @torch.no_grad()
+    def form(self, weight: float) -> float:
+        """Average over the ranks; a collective.
+
+        Args:
+            weight: w_r >= 0 of this rank.
+
+        Returns:
+            Sum of the weights; where it is 0, nothing is changed.
+
+        Raises:
+            RanksDisagree: The optimizers' states are not alike, so that they have no mean.
+        """
+        tensors: list[Tensor] = [p for p in self._model.parameters() if p.requires_grad]
+        tensors += [buffer for buffer in self._model.buffers() if buffer.is_floating_point()]
+        if self._state == "average":
+            tensors += self._remembered()
+        mark = zlib.crc32(repr([(tuple(t.shape), t.dtype) for t in tensors]).encode())
+        total, marks = self._ranks.sum(weight, float(mark))
+        if marks != self._ranks.count * mark:
+            raise RanksDisagree(
+                "the ranks' models or optimizers hold different tensors, which have no mean: a parameter had a "
+                'gradient on some ranks only; use optimizer_state="local" or "reset"'
+            )
+        if total > 0:
+            for alike in _by_kind(tensors):
+                self._average(alike, weight / total)
+        if self._state == "reset":
+            groups = self._optimizer.state_dict()["param_groups"]
+            for group, first in zip(groups, self._initial["param_groups"], strict=True):
+                group |= {name: value for name, value in first.items() if isinstance(value, Tensor) and name != "lr"}
+            initial = {"state": self._initial["state"], "param_groups": groups}
+            self._optimizer.load_state_dict(copy.deepcopy(initial))
+        return total
+
+    def _average(self, tensors: list[Tensor], share: float) -> None:
+        flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+        flat = flat.float() if flat.dtype in HALF else flat
+        flat = flat.mul_(share) if share > 0 else flat.zero_()
+        self._ranks.add_(flat)
+        for tensor, mean in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
+            tensor.detach().copy_(mean.view_as(tensor))
+
+    def _remembered(self) -> list[Tensor]:
+        """Return the tensors of the optimizer's state that have a mean, in the order of its parameters."""
+        found: list[Tensor] = []
+        for group in self._optimizer.param_groups:
+            found += [group[name] for name in sorted(group) if name != "lr" and _has_mean(group[name])]
+            for p in group["params"]:
+                state = self._optimizer.state.get(p, {})
+                found += [state[name] for name in sorted(state) if name != "step" and _has_mean(state[name])]
+        return found
+
+
+def _has_mean(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _by_kind(tensors: list[Tensor]) -> list[list[Tensor]]:
+    """Return the tensors in groups of one device and number type, each of which makes one message."""
+    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    return list(kinds.values())
