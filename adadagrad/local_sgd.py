@@ -53,6 +53,8 @@ class LocalSGD(AbstractParallel):
         noise: ``"gradients"``, or ``"drifts"``: V and s from how far the models have moved in the round,
             u_w = (x_k - x_w) / H, with no vector beside the model. In units of a step, not of the gradient: for
             tests that read their ratio alone. Experimental, because an optimizer's own scaling is in it.
+        own_data: Whether the engine is given another data set on every rank, all of which the rank reads. Every rank
+            has an equal part of every step, whatever the sizes of the sets, and `dataset_size` is their sum.
 
     Raises:
         InvalidArgument: An argument is out of range, or the model is wrapped or sharded.
@@ -80,6 +82,7 @@ class LocalSGD(AbstractParallel):
         *,
         optimizer_state: OptimizerState = "average",
         noise: Literal["gradients", "drifts"] = "gradients",
+        own_data: bool = False,
     ) -> None:
         if not callable(local_steps):
             check_integer(1, local_steps=local_steps)
@@ -89,7 +92,7 @@ class LocalSGD(AbstractParallel):
             raise InvalidArgument(
                 "model is wrapped or sharded, and LocalSGD averages plain modules: give it the module itself"
             )
-        self._model, self._steps, self._noise = model, local_steps, noise
+        self._model, self._steps, self._noise, self._own_data = model, local_steps, noise, own_data
         self._ranks = all_ranks(next((p.device for p in model.parameters()), None))
         if noise == "drifts" and self._ranks.count < 2:
             raise InvalidArgument('noise="drifts" compares several ranks, and there is one: use noise="gradients"')
@@ -132,6 +135,11 @@ class LocalSGD(AbstractParallel):
     def own_optimizer_state(self) -> bool:
         """Whether every rank keeps its own."""
         return self._own_state
+
+    @property
+    def own_data(self) -> bool:
+        """Whether every rank has a data set of its own."""
+        return self._own_data
 
     @property
     def bytes_sent(self) -> int:

@@ -451,3 +451,41 @@ def test_settings_that_contradict_local_steps() -> None:
     for found in on_ranks(2, refused):
         for message, word in zip(found, words, strict=True):
             assert word in message
+
+
+# Data that differ from rank to rank
+
+
+def own_data(rank: int) -> Any:
+    """Each rank reads all of its own set and nothing else; V inside ranks does not see what lies between them."""
+    data = torch.utils.data.TensorDataset(*(t[t.new_tensor(range(rank, 203, 2)).long()] for t in make_data().tensors))
+    seen: list[int] = []
+    found = {}
+    for estimator in (ada.Worker(), ada.PerExample()):
+        engine = local(
+            2,
+            policy=ada.NormTest(eta=100.0),
+            data=data,
+            _own_data=True,
+            measure=ada.Measure(estimator=estimator, every=1, max_examples=None),
+            global_batch_size=20,
+            total_samples=2 * 2 * 101,
+        )
+
+        def loss(batch: Any, engine: Any = engine) -> Any:
+            seen.extend(batch[2].tolist())
+            return F.cross_entropy(engine.model(batch[0]), torch.full_like(batch[1], 2 * rank))
+
+        first = next(d for d in train(engine, loss) if d.observation.gradient)
+        found[type(estimator).__name__] = first.observation.gradient.variance_trace
+        assert engine.dataset_size == 203
+    return sorted(seen), found, weights(engine.model)
+
+
+def test_data_of_its_own_on_every_rank() -> None:
+    (first, noise_0, w), (second, noise_1, other) = on_ranks(2, own_data)
+    assert set(first) == set(range(0, 203, 2))
+    assert second == sorted(4 * list(range(1, 203, 2)))  # two epochs of 101, in each of two runs
+    assert noise_0 == noise_1
+    assert noise_0["Worker"] > 3 * noise_0["PerExample"]
+    assert torch.equal(w, other)

@@ -35,6 +35,8 @@ class SampleOrder:
         shuffle: Whether to permute; False keeps the data set's own order in every epoch.
         rank: r, this process's number among those that share the stream, from 0.
         ranks: W, how many there are. Positions that a method takes are counted in this rank's own examples.
+        own_data: Whether each rank has a data set of its own, of which it delivers every example: `size` is then this
+            rank's, and of the shared stream only the counts remain.
 
     Example:
         >>> SampleOrder(3, seed=0, shuffle=False).locate(2, 3)
@@ -43,13 +45,25 @@ class SampleOrder:
         [(0, 1), (1, 0), (1, 2)]
     """
 
-    def __init__(self, size: int, seed: int, shuffle: bool = True, *, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(
+        self,
+        size: int,
+        seed: int,
+        shuffle: bool = True,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+        own_data: bool = False,
+    ) -> None:
         check_integer(1, size=size, ranks=ranks)
         check_integer(-(2**63), seed=seed)
         self.size = size
         self.seed = seed
         self.shuffle = shuffle
         self.rank, self.ranks = rank, ranks
+        self._first, self._stride = (0, 1) if own_data else (rank, ranks)
+        self.total = size
+        """Examples in the data sets of all ranks, which whoever knows them says; where they share one, its size."""
         self._epoch = -1
         self._permutation = torch.empty(0, dtype=torch.int64)
 
@@ -94,9 +108,9 @@ class SampleOrder:
         Returns:
             Shape (count,), int64.
         """
-        epoch, offset = divmod(start * self.ranks + self.rank, self.size)
-        if offset + (count - 1) * self.ranks < self.size:
-            return self.permutation(epoch)[offset : offset + (count - 1) * self.ranks + 1 : self.ranks]
+        epoch, offset = divmod(start * self._stride + self._first, self.size)
+        if offset + (count - 1) * self._stride < self.size:
+            return self.permutation(epoch)[offset : offset + (count - 1) * self._stride + 1 : self._stride]
         return torch.cat([part for _, part in self._segments(start, count)])
 
     def locate(self, start: int, count: int) -> list[tuple[int, int]]:
@@ -115,9 +129,9 @@ class SampleOrder:
         """Yield (epoch, indices) for each epoch that the positions touch."""
         stop = start + count
         while start < stop:
-            epoch, offset = divmod(start * self.ranks + self.rank, self.size)
-            length = min(-(-(self.size - offset) // self.ranks), stop - start)
-            yield epoch, self.permutation(epoch)[offset : offset + (length - 1) * self.ranks + 1 : self.ranks]
+            epoch, offset = divmod(start * self._stride + self._first, self.size)
+            length = min(-(-(self.size - offset) // self._stride), stop - start)
+            yield epoch, self.permutation(epoch)[offset : offset + (length - 1) * self._stride + 1 : self._stride]
             start += length
 
 
@@ -161,7 +175,7 @@ class Cursor:
         return {
             "position": self.position,
             "seed": order.seed,
-            "dataset_size": order.size,
+            "dataset_size": order.total,
             "shuffle": order.shuffle,
         }
 

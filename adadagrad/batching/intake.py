@@ -35,7 +35,14 @@ class MapStyleDataset(Protocol):
 
 
 def make_source(
-    data: Any, *, seed: int, chunk_size: int, stop: int | None = None, rank: int = 0, ranks: int = 1
+    data: Any,
+    *,
+    seed: int,
+    chunk_size: int,
+    stop: int | None = None,
+    rank: int = 0,
+    ranks: int = 1,
+    own_data: bool = False,
 ) -> AbstractSource:
     """Make the source of a run's examples from a data set or a DataLoader.
 
@@ -51,6 +58,7 @@ def make_source(
         stop: Position after which nothing is fetched ahead, the run's budget in examples.
         rank: This process's number among those that share the stream.
         ranks: How many there are.
+        own_data: Whether `data` is this rank's alone.
 
     Returns:
         The source; its `order` knows the data set's size. No worker starts before the first chunk is asked for.
@@ -65,7 +73,7 @@ def make_source(
     dataset = data if loader is None else loader.dataset
     size = _size(dataset)
     shuffle = True if loader is None else _is_shuffled(loader, size)
-    order = SampleOrder(size, seed, shuffle, rank=rank, ranks=ranks)
+    order = SampleOrder(size, seed, shuffle, rank=rank, ranks=ranks, own_data=own_data)
     stop = None if stop is None else order.before(stop)
     tensors, rows = _tensors(dataset)
     if tensors and (loader is None or (loader.num_workers == 0 and loader.collate_fn is default_collate)):

@@ -25,6 +25,7 @@ from adadagrad.core.settings import Bounds, Measure
 from adadagrad.engine.arguments import (
     check_settings,
     check_types,
+    examples_in_all,
     first_batch,
     largest_batch,
     sample_budget,
@@ -149,9 +150,17 @@ class AdaptiveBatch:
         self.micro_batch_size, self.max_grad_norm, self.seed = micro_batch_size, max_grad_norm, seed
         self.on_nonfinite, self.epoch_boundary = on_nonfinite, epoch_boundary
         self._assembler = Assembler(
-            make_source(data, seed=seed, chunk_size=micro_batch_size, rank=ranks.index, ranks=ranks.count)
+            make_source(
+                data,
+                seed=seed,
+                chunk_size=micro_batch_size,
+                rank=ranks.index,
+                ranks=ranks.count,
+                own_data=self.parallel.own_data,
+            )
         )
-        self.dataset_size = self._assembler.source.order.size
+        order = self._assembler.source.order
+        self.dataset_size = order.total = examples_in_all(self.parallel, order.size, epoch_boundary)
         self.total_samples = sample_budget(total_samples, epochs, self.dataset_size)
         if max_batch_size is not None and global_batch_size is not None:
             check_bounds(self.bounds, global_batch_size=global_batch_size, max_batch_size=max_batch_size)

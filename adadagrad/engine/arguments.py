@@ -13,6 +13,7 @@ from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.protocols import BatchSizePolicy
 from adadagrad.core.records import Observation
 from adadagrad.core.settings import Bounds, Measure
+from adadagrad.parallel import AbstractParallel
 from adadagrad.policies.base import AbstractPolicy
 from adadagrad.policies.bounds import check_bounds
 from adadagrad.rates.base import AbstractRate
@@ -91,6 +92,29 @@ def sample_budget(total_samples: int | None, epochs: float | None, dataset_size:
     assert epochs is not None
     check_positive(epochs=epochs)
     return max(1, round(epochs * dataset_size))
+
+
+def examples_in_all(parallel: AbstractParallel, size: int, epoch_boundary: str) -> int:
+    """Return how many examples the ranks have to train on.
+
+    Args:
+        parallel: The ranks.
+        size: Examples in this rank's data set.
+        epoch_boundary: The user's, which own data sets have none of in common.
+
+    Returns:
+        N: that size, or the sum over ranks where each has its own.
+
+    Raises:
+        InvalidArgument: Batches are to end with an epoch that the ranks do not share.
+    """
+    if not parallel.own_data:
+        return size
+    if epoch_boundary == "short":
+        raise InvalidArgument(
+            'epoch_boundary="short" needs one epoch for all ranks, and each has a data set of its own: use "cross"'
+        )
+    return int(parallel.ranks.sum(float(size))[0])
 
 
 def largest_batch(max_batch_size: int | None, dataset_size: int, total_samples: int) -> int:

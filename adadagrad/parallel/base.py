@@ -64,6 +64,11 @@ class AbstractParallel(abc.ABC):
         """Whether every rank's optimizer has a state of its own, which must be saved for each."""
         return False
 
+    @property
+    def own_data(self) -> bool:
+        """Whether every rank is given a data set of its own, and reads all of it."""
+        return False
+
     def begin_step(self, number: int, samples_seen: int) -> None:  # noqa: B027 (most ways have nothing to do)
         """Say which step comes next; here nothing depends on it.
 
