@@ -41,6 +41,7 @@ from adadagrad.engine.measuring import Measuring
 from adadagrad.engine.retry import Changing
 from adadagrad.engine.run_log import RunLog
 from adadagrad.engine.saving import checkpoint, engine_state, restore_engine, resume
+from adadagrad.engine.scaling import LossScale
 from adadagrad.engine.splitting import Share, Split
 from adadagrad.engine.step import Step
 from adadagrad.parallel import AbstractParallel, recognise
@@ -78,6 +79,8 @@ class AdaptiveBatch:
             for example `CosineSchedule`. No other scheduler may own the learning rate beside it or a `rate`.
         parallel: How a step runs on many processes, where the model does not say it. On ranks above 0 torch's random
             generator is seeded anew from its state and the rank, so that dropout differs between ranks.
+        grad_scaler: Scales losses for float16 autocast, which `loss_function` opens. Statistics and clipping see the
+            gradient without the scale; a step that overflows is drawn and not seen, and no ``on_nonfinite="stop"``.
         max_grad_norm: Clip the gradient to this norm, after the statistics; None does not clip.
         on_nonfinite: ``"skip"`` leaves out the update of a step whose loss or gradient is not finite,
             ``"stop"`` raises `NonFiniteGradient` before it.
@@ -123,6 +126,7 @@ class AdaptiveBatch:
         rate: LearningRateRule | None = None,
         lr_schedule: LearningRateSchedule | None = None,
         parallel: AbstractParallel | None = None,
+        grad_scaler: torch.amp.GradScaler | None = None,
         max_grad_norm: float | None = None,
         on_nonfinite: Literal["skip", "stop"] = "skip",
         epoch_boundary: Literal["cross", "short"] = "cross",
@@ -144,6 +148,7 @@ class AdaptiveBatch:
                 raise InvalidArgument("checkpoint_every needs log_dir, the directory to save in")
         self.model, self.optimizer, self.policy = model, optimizer, policy
         self.parallel = recognise(model, parallel)
+        self.scaling = LossScale(grad_scaler, self.parallel)
         ranks = self.parallel.ranks
         self.bounds = Bounds() if bounds is None else bounds
         check_confidence(self.bounds, policy, measure)

@@ -82,5 +82,6 @@ def checksum(engine: AdaptiveBatch, step: Step) -> int:
         step.global_batch_size,
         step.measured,
         engine.learning_rate.current,
+        step.scale,
     )
     return zlib.crc32(repr(believed).encode())

@@ -82,6 +82,7 @@ def finish_step(engine: AdaptiveBatch, step: Step) -> Decision:
         gradients.clip(norm, engine.max_grad_norm)
     engine.optimizer.step()
     _count(engine, step)
+    engine.scaling.move(finite=True)
     engine.samples_seen += step.global_batch_size
     engine.learning_rate.advance()
     engine._skipped_in_a_row = 0
@@ -166,8 +167,10 @@ def _skip(engine: AdaptiveBatch, step: Step, loss: float) -> Decision:
     """Leave out the update of a step that is not finite, or stop there."""
     engine.measuring.instrument.discard()
     _count(engine, step)
+    engine.scaling.move(finite=False)
     engine.skipped += 1
-    engine._skipped_in_a_row += 1
+    overflow = engine.scaling.is_overflow(loss, step.scale)
+    engine._skipped_in_a_row += not overflow
     observation = Observation(
         global_batch_size=step.global_batch_size,
         samples_seen=engine.samples_seen,
@@ -176,8 +179,11 @@ def _skip(engine: AdaptiveBatch, step: Step, loss: float) -> Decision:
         dataset_size=engine.dataset_size,
     )
     answer = Answer(size=engine.global_batch_size)
-    decision = _record(engine, step, observation, answer, "skipped: non-finite")
+    reason = "skipped: overflow of the loss scale" if overflow else "skipped: non-finite"
+    decision = _record(engine, step, observation, answer, reason)
     _close_step(engine, "skip", decision, threshold=None)
+    if overflow:
+        return decision
     what = f"loss {loss:g} and gradient of step {engine.steps} are not both finite"
     if engine.on_nonfinite == "stop":
         raise NonFiniteGradient(
@@ -221,7 +227,7 @@ def _close_step(
     engine.seconds += time.perf_counter() - engine._started
     if engine._log.path is not None:
         line = step_record(decision, samples_drawn=engine.samples_drawn, threshold=threshold, own=own)
-        line.update(rate_fields(engine) | engine.parallel.log_fields())
+        line.update(rate_fields(engine) | engine.parallel.log_fields() | engine.scaling.log_fields())
         line.update(times(engine))
         engine._log.write(kind, line)
     save_if_due(engine)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from adadagrad.engine.adaptive_batch import AdaptiveBatch
 
 
-OPTIONAL = ("parallel",)
+OPTIONAL = ("grad_scaler", "parallel")
 """Entries that a version before this one did not save."""
 
 
@@ -42,6 +42,7 @@ def engine_state(engine: AdaptiveBatch) -> dict[str, Any]:
         "model": engine.parallel.module.state_dict(),
         "optimizer": parallel.ranks.gather(optimizer) if parallel.own_optimizer_state else optimizer,
         "parallel": parallel.state_dict(),
+        "grad_scaler": engine.scaling.state_dict(),
         "random": engine.parallel.ranks.gather(random_states()),
         "stream": engine._assembler.state_dict(),
         "measuring": engine.measuring.state_dict(),
@@ -99,6 +100,7 @@ def restore_engine(engine: AdaptiveBatch, state: Mapping[str, Any]) -> None:
     engine.seconds, engine.measuring.instrument.seconds = state["seconds"]
     engine._last_checkpoint = engine.samples_seen
     engine.parallel.load_state_dict(dict(state.get("parallel", {})))
+    engine.scaling.load_state_dict(dict(state.get("grad_scaler", {})))
     engine._log.load_state_dict(state["log"])
     engine._begun = engine._log.position > 0
     _set_random_states(engine, state["random"])

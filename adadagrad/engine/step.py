@@ -51,6 +51,8 @@ class Step:
         ranks = 1 if parallel.gradient == "local" else parallel.ranks.count
         size = sum(split.sizes) if parallel.gradient == "local" else self.global_batch_size
         self.plan, self.split = plan, split
+        self.scale = self.engine.scaling.factor
+        """By how much the step's losses are multiplied before their backward, until `update` takes it out again."""
         self.mean = MeanLoss(size / ranks if ranks > 1 else size, ranks)
         """The step's loss, as its micro-batches come."""
         self._rows: int | None = None  # of the micro-batch that waits for its backward
@@ -91,7 +93,7 @@ class Step:
                 meet(self)
             context = parallel.micro_batch(last=last, measured=measured)
             if measured and (rows or parallel.aligned):
-                with instrument.micro_batch(max(rows, 1), self.mean.coefficients), context:
+                with instrument.micro_batch(max(rows, 1), self._coefficients), context:
                     yield batch
             else:
                 with context:
@@ -123,7 +125,7 @@ class Step:
         check_loss(loss)
         share = self.mean.add(loss, self._rows, weight)
         self._rows = None
-        share.backward()  # type: ignore[no-untyped-call]
+        (share if self.scale == 1.0 else share * self.scale).backward()  # type: ignore[no-untyped-call]
         self._done += 1
 
     def run(self, loss_function: LossFunction) -> None:
@@ -185,8 +187,13 @@ class Step:
 
     @property
     def correction(self) -> float:
-        """Factor from the provisional scale 1 / planned size to the mean over the weights; 1 without weights."""
-        return self.mean.correction
+        """Factor from the scales of the backward to the mean over the examples, or over their weights."""
+        return self.mean.correction if self.scale == 1.0 else self.mean.correction / self.scale
+
+    def _coefficients(self) -> float | Tensor:
+        """Return the weights with which the examples of the latest micro-batch enter the gradient as it is built."""
+        found = self.mean.coefficients()
+        return found if self.scale == 1.0 else found * self.scale
 
     def _refuse_undone(self) -> None:
         if self.undone:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import adadagrad as ada
+from adadagrad.parallel import SingleProcess
 from adadagrad.statistics.base import Request
 from benchmarks.models import GPT, mlp, small_residual
 from tests.engine.cases import make_data, make_engine, make_model, train, weights
@@ -164,3 +165,60 @@ def test_memory_that_really_runs_out_halves_the_micro_batches() -> None:
     expected = trained(engine.micro_batch_size)
     assert expected.memory_retries == 0
     assert torch.equal(weights(engine.model), weights(expected.model))
+
+
+def test_half_precision_with_a_scaler_measures_what_single_precision_measures() -> None:
+    generator = torch.Generator().manual_seed(0)
+    data = torch.utils.data.TensorDataset(
+        torch.randn(512, 64, generator=generator), torch.randint(0, 10, (512,), generator=generator)
+    )
+    found = {}
+    for half in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10)).cuda()
+        engine = make_engine(
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.0),
+            data,
+            global_batch_size=256,
+            measure=ada.Measure(estimator=ada.PerExample(), every=1, max_examples=None),
+            grad_scaler=torch.amp.GradScaler("cuda", init_scale=2.0**12) if half else None,
+            total_samples=1024,
+            micro_batch_size=128,
+        )
+
+        def loss(batch: Any, model: nn.Module = model, half: bool = half) -> Any:
+            with torch.autocast("cuda", dtype=torch.float16, enabled=half):
+                output = model(batch[0])
+            return F.cross_entropy(output.float(), batch[1])
+
+        found[half] = train(engine, loss, steps=2)[-1].observation.gradient
+        assert engine.skipped == 0
+    for number in ("grad_norm_sq", "variance_trace"):
+        assert getattr(found[True], number) == pytest.approx(getattr(found[False], number), rel=0.01)
+
+
+def test_local_steps_under_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29543"}.items():
+        monkeypatch.setenv(name, value)
+    torch.cuda.set_device(0)
+    dist.init_process_group("nccl")
+    try:
+        model = make_model().cuda()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        parallel = ada.LocalSGD(model, optimizer, 3)
+        engine = make_engine(model, optimizer, policy=ada.ConstantBatch(12), parallel=parallel, total_samples=84)
+        train(engine)
+        assert parallel.rounds == 3
+        plain = make_model().cuda()
+        other = make_engine(
+            plain,
+            torch.optim.SGD(plain.parameters(), lr=0.05, momentum=0.9),
+            policy=ada.ConstantBatch(12),
+            total_samples=84,
+            parallel=SingleProcess(plain),
+        )
+        train(other)
+        assert float((weights(model) - weights(plain)).abs().max()) < 1e-12
+    finally:
+        dist.destroy_process_group()
