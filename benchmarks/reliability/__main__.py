@@ -6,7 +6,17 @@ import argparse
 import sys
 from importlib import import_module
 
-TOPICS: tuple[str, ...] = ("gradient", "stream", "decisions", "traces", "soak", "overhead")
+TOPICS: tuple[str, ...] = (
+    "gradient",
+    "stream",
+    "decisions",
+    "checkpoints",
+    "kills",
+    "faults",
+    "traces",
+    "soak",
+    "overhead",
+)
 """The files beside this one, in the order in which they run."""
 
 
