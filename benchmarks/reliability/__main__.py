@@ -13,6 +13,7 @@ TOPICS: tuple[str, ...] = (
     "checkpoints",
     "kills",
     "faults",
+    "ranks",
     "traces",
     "soak",
     "overhead",
