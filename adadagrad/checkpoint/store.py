@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
+import shutil
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import Any, final
 
 from adadagrad.checkpoint.file import load_checkpoint, save_checkpoint
+from adadagrad.checkpoint.sharded import load_sharded, on_first, save_sharded
+from adadagrad.checkpoint.tree import Like, has_shards
 from adadagrad.core.checks import check_integer
 from adadagrad.core.comm import ALONE, Ranks
 from adadagrad.core.errors import CorruptCheckpoint
-
-Content = TypeVar("Content")
 
 
 @final
 class CheckpointStore:
     """Checkpoints named by their step, ``step-000000012.pt``, of which the newest few are kept.
+
+    That of a sharded model is a folder without the ending, to which every rank writes.
 
     An older one is deleted only when a newer one is whole and on the disk. With several ranks everything here is
     collective: the first rank writes, every rank reads (from a file system that all of them see), and a file that is
@@ -44,19 +46,24 @@ class CheckpointStore:
             step: Number of the step after which it is made; one of the same step is replaced.
             content: As for `save_checkpoint`.
         """
-        write(self.folder / f"step-{step:09d}.pt", content, self._ranks)
+        ending = "" if has_shards(content) else ".pt"
+        write(self.folder / f"step-{step:09d}{ending}", content, self._ranks)
         if self._ranks.index == 0:
             for old in self.paths()[self.keep :]:
-                old.unlink(missing_ok=True)
+                _remove(old)
             for left in self.folder.glob("*.tmp"):  # of a save that was killed
-                left.unlink(missing_ok=True)
+                _remove(left)
 
     def paths(self) -> list[Path]:
         """Return the checkpoints that are there, good or bad, the newest first."""
-        return sorted(self.folder.glob("step-*.pt"), reverse=True) if self.folder.is_dir() else []
+        found = [path for path in self.folder.glob("step-*") if path.suffix == ".pt" or path.suffix == ""]
+        return sorted(found, reverse=True)
 
-    def load_newest(self) -> dict[str, Any] | None:
+    def load_newest(self, like: Like = lambda path: None) -> dict[str, Any] | None:
         """Return the newest good checkpoint, with a warning for every newer one that is not.
+
+        Args:
+            like: How tensors that were sharded shall lie on these ranks.
 
         Returns:
             Its content; None where there is no checkpoint at all.
@@ -67,7 +74,7 @@ class CheckpointStore:
         paths = [Path(name) for name in self._ranks.gather([str(path) for path in self.paths()])[0]]
         for path in paths:
             try:
-                return read(path, load_checkpoint, self._ranks)
+                return read(path, like, self._ranks)
             except CorruptCheckpoint as error:
                 last = error
                 warnings.warn(f"{error}; going back to the one before it", stacklevel=3)
@@ -79,46 +86,41 @@ class CheckpointStore:
 
 
 def write(path: Path, content: dict[str, Any], ranks: Ranks) -> None:
-    """Write a checkpoint on the first rank; the others wait, and learn if it failed.
+    """Write a checkpoint: a file by the first rank, or a folder by all where the content is sharded.
 
     Args:
-        path: The file.
-        content: As for `save_checkpoint`; read on the first rank only.
+        path: The file or folder.
+        content: As for `save_checkpoint`, and DTensors; of what is not sharded the first rank's counts.
         ranks: The ranks.
 
     Raises:
-        OSError: The file could not be written.
+        OSError: It could not be written.
     """
-    error: Exception | None = None
-    if ranks.index == 0:
-        try:
-            save_checkpoint(path, content)
-        except Exception as problem:
-            error = problem
-    (failed,) = ranks.sum(float(error is not None))
-    if error is not None:
-        raise error
-    if failed:
-        raise OSError(f"{path} could not be written on the first rank")
+    if has_shards(content):
+        save_sharded(path, content, ranks)
+    else:
+        on_first(lambda: save_checkpoint(path, content), path, ranks)
 
 
-def read(path: Path, load: Callable[[Path], Content], ranks: Ranks) -> Content:
+def read(path: Path, like: Like, ranks: Ranks) -> dict[str, Any]:
     """Read a checkpoint on every rank, or on none.
 
     Args:
-        path: The file.
-        load: Reads it.
+        path: The file or folder.
+        like: How tensors that were sharded shall lie on these ranks.
         ranks: The ranks.
 
     Returns:
-        What `load` returns here.
+        Its content.
 
     Raises:
         CorruptCheckpoint: It cannot be read, here or on another rank.
     """
+    if max(ranks.sum(float(path.is_dir()))) > 0:
+        return load_sharded(path, like, ranks)
     content, error = None, None
     try:
-        content = load(path)
+        content = load_checkpoint(path)
     except CorruptCheckpoint as problem:
         error = problem
     (failed,) = ranks.sum(float(error is not None))
@@ -127,3 +129,12 @@ def read(path: Path, load: Callable[[Path], Content], ranks: Ranks) -> Content:
     if failed or content is None:
         raise CorruptCheckpoint(f"{path} cannot be read on {failed:.0f} other ranks: give all the same file system")
     return content
+
+
+def _remove(path: Path) -> None:
+    """Delete a file, or a folder so that no half of it is left under its name."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    gone = path if path.suffix == ".tmp" else path.replace(path.with_name(path.name + ".old.tmp"))
+    shutil.rmtree(gone, ignore_errors=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -83,6 +83,29 @@ def local_part(tensor: Tensor) -> Tensor:
     place_of(tensor)
     with torch.no_grad():
         return cast("DTensor", tensor).to_local()
+
+
+def spread(value: Any, like: Tensor | None) -> Any:
+    """Lay a whole tensor, which every rank has, on the ranks as another one lies; and gather one that lies otherwise.
+
+    Args:
+        value: A tensor, or anything else, which is returned as it is.
+        like: A tensor of the same shape; None leaves a plain value plain.
+
+    Returns:
+        A DTensor where `like` is one of the same shape; else a plain tensor.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    placed = like is not None and is_sharded(like) and like.shape == value.shape
+    if is_sharded(value):
+        return value if placed else cast("DTensor", value).full_tensor()
+    if not placed:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    other = cast("DTensor", like)
+    return distribute_tensor(value, other.device_mesh, other.placements, src_data_rank=None)
 
 
 def place_of(tensor: Tensor) -> Place:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adadagrad.batching import Assembler, make_plan, make_source
 from adadagrad.batching.mixing import seed_for
 from adadagrad.batching.trees import map_leaves
-from adadagrad.checkpoint import CheckpointStore, load_checkpoint
+from adadagrad.checkpoint import CheckpointStore
 from adadagrad.checkpoint.store import read, write
 from adadagrad.core.checks import check_choice, check_integer, check_positive
 from adadagrad.core.errors import CorruptCheckpoint, InvalidArgument
@@ -40,7 +40,7 @@ from adadagrad.engine.loop import begin, every_step, next_step
 from adadagrad.engine.measuring import Measuring
 from adadagrad.engine.retry import Changing
 from adadagrad.engine.run_log import RunLog
-from adadagrad.engine.saving import checkpoint, engine_state, restore_engine, resume
+from adadagrad.engine.saving import as_now, checkpoint, engine_state, restore_engine, resume
 from adadagrad.engine.scaling import LossScale
 from adadagrad.engine.splitting import Share, Split
 from adadagrad.engine.step import Step
@@ -328,8 +328,10 @@ class AdaptiveBatch:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a file, whole or not at all; to be called on every rank, of which the first one writes.
 
+        Of a sharded model it is a folder, to which every rank writes its shards.
+
         Args:
-            path: The file; an older one is replaced.
+            path: The file or folder; an older one is replaced.
         """
         write(Path(path), {"engine": self.state_dict()}, self.parallel.ranks)
 
@@ -344,7 +346,7 @@ class AdaptiveBatch:
             StepError: A step is in progress.
             InvalidArgument: As for `load_state_dict`.
         """
-        content = read(Path(path), load_checkpoint, self.parallel.ranks)
+        content = read(Path(path), as_now(self), self.parallel.ranks)
         if "engine" not in content:
             raise CorruptCheckpoint(f"{path} is a checkpoint, but not of an engine: use a file that engine.save wrote")
         self.load_state_dict(content["engine"])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from adadagrad.checkpoint import random_states, set_random_states
 from adadagrad.core.errors import InvalidArgument, StepError
+from adadagrad.core.shards import spread
 
 if TYPE_CHECKING:
     from adadagrad.engine.adaptive_batch import AdaptiveBatch
@@ -79,8 +82,11 @@ def restore_engine(engine: AdaptiveBatch, state: Mapping[str, Any]) -> None:
     engine._log.refuse_other(state["log"])
     optimizer = _own_optimizer_state(engine, state["optimizer"])
     engine._assembler.load_state_dict(state["stream"])
+    like = as_now(engine)
     try:
-        engine.parallel.module.load_state_dict(state["model"])
+        model = {name: spread(value, like(f"/engine/model/{name}")) for name, value in state["model"].items()}
+        optimizer = spread_state(optimizer, like)
+        engine.parallel.module.load_state_dict(model)
         # Copied, because torch goes on training with the very tensors that it is given.
         engine.optimizer.load_state_dict(copy.deepcopy(optimizer))
     except (RuntimeError, ValueError, KeyError) as error:
@@ -104,6 +110,47 @@ def restore_engine(engine: AdaptiveBatch, state: Mapping[str, Any]) -> None:
     engine._log.load_state_dict(state["log"])
     engine._begun = engine._log.position > 0
     _set_random_states(engine, state["random"])
+
+
+def as_now(engine: AdaptiveBatch) -> Callable[[str], Tensor | None]:
+    """Return which of the engine's tensors one of a checkpoint is to lie on the ranks like.
+
+    Args:
+        engine: The engine.
+
+    Returns:
+        From the path of a saved tensor of the model, or of the optimizer's state, to that parameter or buffer.
+    """
+    model = engine.parallel.module.state_dict()
+    trained = [p for group in engine.optimizer.param_groups for p in group["params"]]
+
+    def like(path: str) -> Tensor | None:
+        _, _, part, *rest = path.split("/")
+        if part == "model":
+            found: Tensor | None = model.get("/".join(rest))
+            return found
+        if part == "optimizer" and len(rest) == 3 and rest[0] == "state" and int(rest[1]) < len(trained):
+            return trained[int(rest[1])]
+        return None
+
+    return like
+
+
+def spread_state(state: Any, like: Callable[[str], Tensor | None]) -> Any:
+    """Lay an optimizer's saved state on the ranks as its parameters lie.
+
+    Args:
+        state: What `torch.optim.Optimizer.state_dict` returned, here or on other ranks.
+        like: From `as_now`.
+
+    Returns:
+        The same with sharded tensors where parameters are sharded.
+    """
+    found = {
+        number: {name: spread(value, like(f"/engine/optimizer/state/{number}/{name}")) for name, value in own.items()}
+        for number, own in state["state"].items()
+    }
+    return {**state, "state": found}
 
 
 def _own_optimizer_state(engine: AdaptiveBatch, state: Any) -> Any:
@@ -167,7 +214,7 @@ def resume(engine: AdaptiveBatch) -> bool:
     """
     if not engine._has_directory:
         raise InvalidArgument("resume needs log_dir, the directory that checkpoints are in: use engine.load(path)")
-    content = engine._store.load_newest()
+    content = engine._store.load_newest(as_now(engine))
     if content is not None:
         restore_engine(engine, content["engine"])
         return True
