@@ -384,7 +384,7 @@ class AdaptiveBatch:
             size: How many there are, over all ranks.
         """
         parallel = self.parallel
-        apart = parallel.gradient == "local"
+        apart = parallel.gradient != "shared"
         return Share(self._assembler.source.order, self.samples_drawn, size, parallel.aligned, apart)
 
     def _moved(self, path: tuple[str, ...], leaves: Sequence[Any]) -> Any:

@@ -86,7 +86,7 @@ class Measuring:
     @property
     def smallest_batch(self) -> int:
         """Fewest examples that a step needs for the estimator to say anything, or how sure it is."""
-        return smallest_batch(self.estimator, errors=self._errors, ranks=self._ranks.count, apart=self._apart)
+        return self._smallest(self.estimator)
 
     def refuse_small(self, global_batch_size: int, estimator: AbstractEstimator | None = None) -> None:
         """Refuse a batch on which the policy could never be given a measurement.
@@ -99,7 +99,7 @@ class Measuring:
             InvalidArgument: The policy needs statistics and the estimator needs more examples.
         """
         estimator = self.estimator if estimator is None else estimator
-        smallest = smallest_batch(estimator, errors=self._errors, ranks=self._ranks.count, apart=self._apart)
+        smallest = self._smallest(estimator)
         if self._needed and global_batch_size < smallest:
             raise InvalidArgument(
                 f"global_batch_size must be >= {smallest} for {estimator!r} to measure any noise"
@@ -284,6 +284,10 @@ class Measuring:
         seconds = self.instrument.seconds
         self.estimator, self.instrument = estimator, self._open(estimator)
         self.instrument.seconds = seconds  # of the whole run
+
+    def _smallest(self, estimator: AbstractEstimator) -> int:
+        apart = self._apart or (self._request.gradient == "sharded" and isinstance(estimator, MicroBatch))
+        return smallest_batch(estimator, errors=self._errors, ranks=self._ranks.count, apart=apart)
 
     def _open(self, estimator: AbstractEstimator) -> AbstractInstrument:
         if self._apart and not isinstance(estimator, Worker):

@@ -122,7 +122,7 @@ def as_now(engine: AdaptiveBatch) -> Callable[[str], Tensor | None]:
         From the path of a saved tensor of the model, or of the optimizer's state, to that parameter or buffer.
     """
     model = engine.parallel.module.state_dict()
-    trained = [p for group in engine.optimizer.param_groups for p in group["params"]]
+    trained: list[Tensor] = [p for group in engine.optimizer.param_groups for p in group["params"]]
 
     def like(path: str) -> Tensor | None:
         _, _, part, *rest = path.split("/")

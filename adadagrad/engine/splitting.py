@@ -22,7 +22,7 @@ class Share:
         start: Position of the step's first example, counted over all ranks.
         size: Examples of the step, over all ranks.
         aligned: Whether all ranks must run as many micro-batches.
-        apart: Whether each rank measures its own part by itself, as under local steps.
+        apart: Whether each rank makes as many units as if it were alone: under local steps, and of a sharded model.
     """
 
     order: SampleOrder
@@ -148,7 +148,7 @@ def smallest_batch(estimator: AbstractEstimator, *, errors: bool = False, ranks:
         estimator: What measures.
         errors: Whether the measurement must say how sure it is, which takes a third unit.
         ranks: How many ranks share a step; each has at least one example.
-        apart: Whether each rank measures by itself.
+        apart: Whether each rank makes as many units as if it were alone.
 
     Returns:
         The number of examples.

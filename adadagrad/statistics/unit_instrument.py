@@ -63,11 +63,13 @@ class UnitInstrument(AbstractInstrument):
             refuse_leftovers(parameters)
             self._step = UnitStep()
         step, self._inside = self._step, True
+        sharded = self.request.gradient == "sharded"
+        before = {p: gradient.clone() for p, gradient in self._gradients().items()} if sharded else {}
         gradients: dict[nn.Parameter, Tensor] = {}
         twice: set[nn.Parameter] = set()
         hooks = [
             p.register_hook(partial(_receive, gradients, twice, p))  # type: ignore[no-untyped-call]
-            for p in parameters.values()
+            for p in (() if sharded else parameters.values())
         ]
         try:
             yield
@@ -80,9 +82,11 @@ class UnitInstrument(AbstractInstrument):
                 hook.remove()
         started = time.perf_counter()
         with step.part.protect():
+            if sharded:  # a unit is what all ranks have reduced together
+                gradients = {p: g - before[p] if p in before else g for p, g in self._gradients().items()}
             _refuse_unusual(gradients, twice)
             weight = total_weight(coefficients, num_examples)
-            step.add(gradients, self._gradients(), num_examples, weight, self.request)
+            step.add(gradients, self._gradients(), num_examples if weight > 0 else 0, weight, self.request)
         self.seconds += time.perf_counter() - started
 
     def close_group(self) -> None:

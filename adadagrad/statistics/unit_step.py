@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
+from adadagrad.core.comm import ALONE
 from adadagrad.core.errors import InvalidMeasurement
 from adadagrad.core.records import GradientStatistics
 from adadagrad.core.vectors import inner_product, squared_norm
@@ -65,7 +66,7 @@ class UnitStep:
         Raises:
             InvalidMeasurement: The weights do not add up to more than 0.
         """
-        if not weight > 0:
+        if not weight > 0 and request.gradient != "sharded":  # where another rank's part of the unit may weigh
             raise InvalidMeasurement(f"the weights of a measured micro-batch must add up to > 0, got {weight}")
         kept = {p: gradient.clone() for p, gradient in gradients.items()} if request.inner_products else {}
         norm_sq = squared_norm(list(gradients.values()))
@@ -97,6 +98,9 @@ class UnitStep:
             The record.
         """
         s = float(squared_norm(list(gradients.values())))
+        if request.gradient == "sharded":
+            scale *= request.ranks.count
+            request = self._over_all_ranks(request)
         units, part = self.units, self.part
         squares = sum(unit.num_examples * float(unit.norm_sq) / unit.weight**2 for unit in units)
         count, total, weight, squares = request.ranks.sum(
@@ -123,6 +127,27 @@ class UnitStep:
             variance_trace_error=unit_variance_error(self._contrasts(), int(count), request.ranks),
             grad_norm_sq_error=None if inner is None else grad_norm_sq_error(inner, weight_sq_sum or 1 / b),
         )
+
+    def _over_all_ranks(self, request: Request) -> Request:
+        """Count in what all ranks have of each unit, whose reduced gradient is their mean; one message.
+
+        Args:
+            request: The request, whose ranks hold shards.
+
+        Returns:
+            The same for one process: all numbers are those of whole units now.
+
+        Raises:
+            InvalidMeasurement: A unit weighs nothing on any rank.
+        """
+        count = len(self.units)
+        own = [float(unit.num_examples) for unit in self.units] + [unit.weight for unit in self.units]
+        found = request.ranks.sum(*own)
+        for unit, n, weight in zip(self.units, found[:count], found[count:], strict=True):
+            if not weight > 0:
+                raise InvalidMeasurement(f"the weights of a measured micro-batch must add up to > 0, got {weight}")
+            unit.num_examples, unit.weight = int(n), weight / request.ranks.count
+        return replace(request, ranks=ALONE, gradient="shared")
 
     def _contrasts(self) -> list[float]:
         """Return what each unit of this rank but the first adds to the numerator of V."""

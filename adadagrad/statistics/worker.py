@@ -29,11 +29,15 @@ class Worker(AbstractEstimator):
     Cost: one read of the gradients and one message of 48 bytes a rank; inner products keep one gradient. Under local
     steps (`LocalSGD`) also one sum over ranks of a vector of the model's size, at each measurement.
 
+    Under `fully_shard` the norm of a rank's gradient is taken in the backward, before it is cut up and sent, and a rank
+    must run its part of a measured step in one micro-batch.
+
     A rank's own gradient is read by post-accumulate hooks, before `DistributedDataParallel` averages it: unlike its
     communication hook, of which there is one, they leave the user's in place.
 
     Raises:
-        InvalidArgument: On opening: there is one rank, or the coordinate ratio is asked for, or the model is sharded.
+        InvalidArgument: On opening: there is one rank, or the coordinate ratio is asked for, or inner products are and
+            the model is sharded.
 
     Source: Lau, Li, Xu, Liu, Kolar (2024), arXiv 2412.21124, DDP-Norm (the form is from memory, unverified (medium)).
         Differs from the paper: sums of squares in the place of variances by coordinate, so scalars are sent and not
@@ -68,8 +72,9 @@ class Worker(AbstractEstimator):
             raise InvalidArgument(
                 "estimator Worker() gives no coordinate ratio: use PerExample() or MicroBatch() with CoordinateNormTest"
             )
-        if request.gradient == "sharded":
+        if request.gradient == "sharded" and request.inner_products:
             raise InvalidArgument(
-                "estimator Worker() needs a rank's whole gradient, and a sharded model keeps parts: use PerExample()"
+                "estimator Worker() cannot multiply a rank's gradient with the mean one of a sharded model, of which "
+                "every rank has a part: use MicroBatch() with inner product tests"
             )
         return WorkerInstrument(model, request)

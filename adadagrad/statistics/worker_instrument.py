@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adadagrad.core.errors import InvalidArgument, InvalidMeasurement
+from adadagrad.core.errors import InvalidArgument, InvalidMeasurement, UncoveredParameter
 from adadagrad.core.records import GradientStatistics
 from adadagrad.core.vectors import inner_product, squared_norm
 from adadagrad.statistics.base import AbstractInstrument, Coefficients, Request
@@ -63,6 +63,7 @@ class WorkerInstrument(AbstractInstrument):
 
         Raises:
             InvalidArgument: `num_examples` is missing.
+            UncoveredParameter: Kept for `finish`: a rank of a sharded model ran several micro-batches.
         """
         if num_examples is None:
             raise InvalidArgument(
@@ -76,8 +77,14 @@ class WorkerInstrument(AbstractInstrument):
             self.discard()
             raise
         with unit.part.protect():
-            unit.num_examples += num_examples
-            unit.weight += total_weight(coefficients, num_examples)
+            weight = total_weight(coefficients, num_examples)
+            if self.request.gradient == "sharded" and unit.weight > 0 and weight > 0:
+                raise UncoveredParameter(
+                    "Worker() sees the gradient of one micro-batch of a sharded model, and this rank ran several: "
+                    "raise micro_batch_size, or use MicroBatch()"
+                )
+            unit.num_examples += num_examples if weight > 0 else 0
+            unit.weight += weight
 
     def close_group(self) -> None:
         """Refuse: a rank's gradient is that of all its examples."""
@@ -135,6 +142,8 @@ class WorkerInstrument(AbstractInstrument):
                     unit.gradients[p] = gradient.clone()
             self.seconds += time.perf_counter() - started
 
+        if self.request.watch is not None:
+            return self.request.watch(receive)
         return watched([p for p in self.model.parameters() if p.requires_grad], receive)
 
     def _of_a_shared_step(self, unit: _Unit, weight_sq_sum: float | None, scale: float) -> GradientStatistics:
