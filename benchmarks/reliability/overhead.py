@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import TensorDataset
 
@@ -58,6 +60,7 @@ TESTS: dict[str, tuple[Any, ada.Measure]] = {
     "norm test": (ada.NormTest(eta=100.0), EVERYTHING),
     "norm test on a part of the step": (ada.NormTest(eta=100.0), ada.Measure(every=1, max_examples=8)),
     "norm test on micro-batches": (ada.NormTest(eta=100.0), ada.Measure(estimator=ada.MicroBatch(), every=1)),
+    "norm test on workers": (ada.NormTest(eta=100.0), ada.Measure(estimator=ada.Worker(), every=1)),
     "inner product test": (ada.InnerProductTest(theta=100.0), EVERYTHING),
     "inner product test on a part of the step": (
         ada.InnerProductTest(theta=100.0),
@@ -71,6 +74,9 @@ TESTS: dict[str, tuple[Any, ada.Measure]] = {
 }
 """Tests that no batch fails, so that its size stays, and what they are measured with."""
 
+SHARDED = ("norm test", "norm test on a part of the step", "norm test on micro-batches", "norm test on workers")
+"""Those that a sharded model is measured with here."""
+
 
 def figures(reduced: bool) -> Iterator[Figure]:
     """Yield the figures of test 23.
@@ -82,6 +88,7 @@ def figures(reduced: bool) -> Iterator[Figure]:
         One figure after the other.
     """
     counted = on_ranks(2, bytes_of_rank)[0]
+    sharded = on_ranks(2, bytes_of_rank, True)[0]
     yield Figure(
         test=23,
         name="bytes a rank sends for a step of two micro-batches that is not measured",
@@ -90,6 +97,10 @@ def figures(reduced: bool) -> Iterator[Figure]:
     )
     for name in TESTS:
         yield Figure(test=23, name=f"bytes more for the {name}", value=counted[name] - counted[None], bar=64)
+    for name in SHARDED:
+        more = sharded[name] - sharded[None]
+        bar = 160 if "micro-batches" in name else 64  # which grows with their number, here 4
+        yield Figure(test=23, name=f"bytes more for the {name}, sharded", value=more, bar=bar)
     if reduced:
         return
     for name, task in TASKS.items():
@@ -109,17 +120,25 @@ def _ratios(name: str, seconds: dict[str, list[float]], kind: str, bar: float) -
     yield Figure(test=23, name=f"time, {name} (control {control:.3f})", value=median(seconds[kind]) / base, bar=bar)
 
 
-def bytes_of_rank(rank: int) -> dict[str | None, float]:
+def bytes_of_rank(rank: int, sharded: bool = False) -> dict[str | None, float]:
     """Return what one step's messages hold on this rank, by the name of the test; None for an unmeasured step."""
     found: dict[str | None, float] = {}
     for name, (policy, measure) in {None: (ada.ConstantBatch(32), None), **TESTS}.items():
-        model = DistributedDataParallel(make_model())
+        if sharded and name not in (None, *SHARDED):
+            continue
+        model = make_model()
+        if sharded:
+            fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+        else:
+            model = DistributedDataParallel(model)
         engine = make_engine(
             model,
             torch.optim.SGD(model.parameters(), lr=0.01),
             policy=policy,
             measure=measure,
-            micro_batch_size=8,  # two of them a step in each case, before the last of which ranks tell of their memory
+            micro_batch_size=16
+            if name == "norm test on workers"
+            else 8,  # two of them a step in each case, before the last of which ranks tell of their memory
             **({} if name is None else {"global_batch_size": 32}),
             total_samples=1_000,
         )
