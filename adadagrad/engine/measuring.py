@@ -54,6 +54,7 @@ class Measuring:
     ) -> None:
         model = parallel.module
         self._ranks = parallel.ranks
+        self._apart = parallel.gradient == "local" and parallel.ranks.count > 1
         self.rate_needs = rate is not None and bool(rate.needs)
         self.settings = Measure() if measure is None else measure
         self.enabled = bool(policy.needs) or self.rate_needs or measure is not None
@@ -66,11 +67,10 @@ class Measuring:
             coordinates=policy.coordinate_reduction,
             second_moment=self._second_moments.of,
             ranks=parallel.ranks,
-            gradient="shared" if parallel.ranks.count == 1 else parallel.gradient,
+            gradient="shared" if parallel.gradient == "local" and not self._apart else parallel.gradient,
             watch=parallel.watch,
         )
         self._device = next((p.device.type for p in model.parameters()), "cpu")
-        self._apart = parallel.gradient == "local" and parallel.ranks.count > 1
         given, averaging = unwrapped(self.settings.estimator, policy)
         if self._apart:
             given = for_local_steps(parallel, given, policy, rate, errors=self._errors)

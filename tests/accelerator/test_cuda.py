@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import adadagrad as ada
@@ -192,7 +194,7 @@ def test_half_precision_with_a_scaler_measures_what_single_precision_measures() 
                 output = model(batch[0])
             return F.cross_entropy(output.float(), batch[1])
 
-        found[half] = train(engine, loss, steps=2)[-1].observation.gradient
+        found[half] = train(engine, loss, steps=1)[0].observation.gradient
         assert engine.skipped == 0
     for number in ("grad_norm_sq", "variance_trace"):
         assert getattr(found[True], number) == pytest.approx(getattr(found[False], number), rel=0.01)
@@ -210,3 +212,29 @@ def test_local_steps_under_nccl() -> None:
         found.append(weights(model))
         assert not local or parallel.rounds == 3
     assert float((found[0] - found[1]).abs().max()) < 1e-12
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("estimator", [ada.PerExample(), ada.MicroBatch()], ids=lambda e: type(e).__name__)
+def test_a_sharded_model_trains_and_resumes_as_a_plain_one_under_nccl(estimator: Any, tmp_path: Path) -> None:
+    def build(shard: bool) -> Any:
+        model = make_model().cuda()
+        if shard:
+            fully_shard(model)
+        return make_engine(
+            model,
+            torch.optim.Adam(model.parameters(), lr=0.01),
+            policy=ada.NormTest(eta=0.6),
+            measure=ada.Measure(estimator=estimator, every=1, max_examples=None),
+            global_batch_size=16,
+            parallel=None if shard else SingleProcess(model),
+        )
+
+    plain, sharded, again = build(False), build(True), build(True)
+    expected, found = trace(plain), train(sharded, steps=3)
+    sharded.save(tmp_path / "shards")
+    again.load(tmp_path / "shards")
+    found += train(again)
+    assert [d.plan.global_batch_size for d in found] == expected
+    whole = torch.cat([p.full_tensor().detach().flatten() for p in again.model.parameters()])
+    assert float((whole - weights(plain.model)).abs().max()) < 1e-12
