@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -26,13 +26,16 @@ def save_checkpoint(path: str | os.PathLike[str], content: dict[str, Any]) -> No
     Args:
         path: The file.
         content: Nested dicts and lists of tensors, numbers, words and None.
+
+    Raises:
+        OSError: It could not be written; what was there under this name still is.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(target.name + f".{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            torch.save({"version": VERSION, **content}, file)
+            _write(content, file, target)
         seal(temporary)
         write_through(temporary)
         temporary.replace(target)
@@ -70,6 +73,16 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{source} has version {content['version']}, this library reads up to {VERSION}: update the library"
         )
     return content
+
+
+def _write(content: dict[str, Any], file: BinaryIO, target: Path) -> None:
+    try:
+        torch.save({"version": VERSION, **content}, file)
+    except RuntimeError as error:
+        cause = error.__context__  # torch closes its archive first, and complains of that instead
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(cause.errno, f"{target} could not be written: {cause.strerror}") from error
 
 
 def write_through(path: Path) -> None:

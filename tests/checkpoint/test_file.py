@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pickle
 import random
@@ -157,6 +158,27 @@ def test_a_crash_while_saving_leaves_the_old_file_and_no_other(where, old, tmp_p
         assert same(load_checkpoint(path), {"version": VERSION, **CONTENT})
     save_checkpoint(path, {"x": 2})
     assert load_checkpoint(path)["x"] == 2
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_record_is_an_error_of_the_disk(path, monkeypatch):
+    opened = Path.open
+
+    class Full(io.FileIO):
+        def write(self, data):
+            if self.tell() + len(data) > 9_000:
+                raise OSError(28, "No space left on device")
+            return super().write(data)
+
+    def full(self, mode="r", *args, **kwargs):
+        return io.BufferedWriter(Full(self, "w")) if mode == "wb" else opened(self, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(OSError, match=r"state\.pt could not be written: No space left on device") as error:
+        save_checkpoint(path, {**CONTENT, "more": torch.ones(2000)})
+    monkeypatch.undo()
+    assert error.value.errno == 28
+    assert same(load_checkpoint(path), {"version": VERSION, **CONTENT})
+    assert len(list(path.parent.iterdir())) == 1
 
 
 def test_content_that_cannot_be_saved_leaves_the_old_file(path):
