@@ -21,7 +21,8 @@ def seal(path: Path) -> None:
     Args:
         path: The file, as `torch.save` has written it.
     """
-    with zipfile.ZipFile(path, "a") as archive:
+    # Given a path that it cannot open, zipfile would empty the file and go on.
+    with path.open("r+b") as file, zipfile.ZipFile(file, "a") as archive:
         names = archive.namelist()
         folder = names[0].partition("/")[0]
         archive.writestr(f"{folder}/{NAME}", json.dumps({name: digest(archive, name) for name in names}, indent=1))

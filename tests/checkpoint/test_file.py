@@ -181,6 +181,22 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_record_is_an_error_of_the_disk(
     assert len(list(path.parent.iterdir())) == 1
 
 
+def test_a_file_that_cannot_be_opened_again_is_an_error_of_the_disk(path, monkeypatch):
+    opened = io.open
+
+    def refusing(file, mode="r", *args, **kwargs):
+        if mode == "r+b":
+            raise OSError(24, "Too many open files")
+        return opened(file, mode, *args, **kwargs)
+
+    monkeypatch.setattr(io, "open", refusing)
+    with pytest.raises(OSError, match="Too many open files"):
+        save_checkpoint(path, {"x": 1})
+    monkeypatch.undo()
+    assert same(load_checkpoint(path), {"version": VERSION, **CONTENT})
+    assert len(list(path.parent.iterdir())) == 1
+
+
 def test_content_that_cannot_be_saved_leaves_the_old_file(path):
     with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
         save_checkpoint(path, {"x": lambda: 1})
