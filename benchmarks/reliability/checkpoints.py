@@ -5,36 +5,32 @@ from __future__ import annotations
 import random
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
+import adadagrad as ada
 from adadagrad.checkpoint import CheckpointStore, load_checkpoint
 from adadagrad.core.errors import CorruptCheckpoint
+from benchmarks.reliability.failing_disk import FailingDisk, How
 from benchmarks.reliability.figure import Figure
 from tests.engine.cases import make_engine, make_model, train
 
-CALLS = (
-    "adadagrad.checkpoint.file.torch.save",
-    "adadagrad.checkpoint.file.seal",
-    "adadagrad.checkpoint.file.os.open",
-    "adadagrad.checkpoint.file.os.fsync",
-    "adadagrad.checkpoint.file.os.close",
-    "pathlib.Path.mkdir",
-    "pathlib.Path.open",
-    "pathlib.Path.replace",
-    "pathlib.Path.unlink",
+WAYS: tuple[How, ...] = ("refused", "full", "reported late", "death before", "death within", "death after")
+
+"""How a save is stopped."""
+
+RUNS: tuple[dict[str, Any], ...] = (
+    {},
+    {"policy": ada.GradientNoiseScale(), "measure": ada.Measure(estimator=ada.MicroBatch(), every=1)},
+    {"lr_schedule": ada.CosineSchedule(warmup_samples=100), "policy": ada.StagedBatch("0:7 100:64")},
+    {"grad_scaler": torch.amp.GradScaler("cpu", init_scale=2.0**8)},
 )
-"""What a save asks of the system, in whatever order; each call of each is made to fail once, before and after it."""
-
-
-class _Crash(BaseException):
-    """What nothing catches."""
+"""What is different between runs, and so between what they save."""
 
 
 def figures(reduced: bool) -> Iterator[Figure]:
@@ -50,15 +46,16 @@ def figures(reduced: bool) -> Iterator[Figure]:
     yield from faults(content)
     with tempfile.TemporaryDirectory() as name:
         yield from damage(Path(name), content, 20 if reduced else 400)
-    with tempfile.TemporaryDirectory() as name:
-        engine = make_engine(make_model(0.3), log_dir=name, checkpoint_every=40)
-        train(engine)
-        paths = sorted(Path(name).glob("checkpoints/*.pt"))
-        good = sum(_loads_without_allowances(path) for path in paths)
-        share = 100.0 * good / len(paths)
-        yield Figure(
-            test=12, name="% load with weights_only=True, no allow-list", value=share, comparison="==", bar=100
-        )
+    paths, good = 0, 0
+    for options in RUNS:
+        with tempfile.TemporaryDirectory() as name:
+            model = make_model(0.3)
+            optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+            train(make_engine(model, optimizer, log_dir=name, checkpoint_every=40, keep_checkpoints=99, **options))
+            results = [_loads_without_allowances(path) for path in Path(name).glob("checkpoints/*.pt")]
+            paths, good = paths + len(results), good + sum(results)
+    name = f"% of {paths} checkpoints of {len(RUNS)} kinds of runs load with weights_only=True, no allow-list"
+    yield Figure(test=12, name=name, value=100.0 * good / paths, comparison="==", bar=100)
 
 
 def some_state() -> dict[str, Any]:
@@ -70,57 +67,61 @@ def some_state() -> dict[str, Any]:
 
 
 def faults(content: dict[str, Any]) -> Iterator[Figure]:
-    """Yield what becomes of a checkpoint when the next save fails, at each of its calls."""
-    injected = lost = older = 0
-    for error in (OSError("no space left on device"), _Crash()):
-        for when in ("before", "after"):
-            k = 0
-            while True:
+    """Yield what becomes of a checkpoint when the next save fails at each of its calls, in each way.
+
+    The next one is of a later step, which deletes the one before, or of the same step, which replaces it.
+
+    Args:
+        content: What is saved.
+
+    Yields:
+        The figures of test 10.
+    """
+    found: Counter[str] = Counter()
+    for step in (2, 1):
+        for how in WAYS:
+            for k in count():
                 with tempfile.TemporaryDirectory() as name:
                     store = CheckpointStore(name, keep=1)
                     store.save(1, content)
-                    if not _fails(store, content, error, k, when):
+                    with FailingDisk(k, how) as disk:
+                        outcome = _outcome(store, step, content, disk)
+                    if not disk.failed:
                         break
-                    injected, k = injected + 1, k + 1
-                    found = _newest(store)
-                    lost += found is None
-                    older += found is not None and "second" not in found
-    yield Figure(test=10, name="calls of a save that were made to fail", value=injected, comparison=">=", bar=20)
-    yield Figure(test=10, name="after which no checkpoint could be loaded", value=lost, bar=0)
-    yield Figure(test=10, name="after which the one before was loaded", value=older, comparison=">=", bar=10)
+                    loads = _what_loads(store, content)
+                    found.update(("stopped", outcome, loads))
+                    found["lost"] += outcome == "saved" and loads == "before"
+                    store.save(3, content)
+                    left = [path.name for path in Path(name).iterdir()]
+                    found["left over"] += left != ["step-000000003.pt"]
+    made = ", ".join(f"{times} {kind}" for kind, times in sorted(disk.calls.items()))
+    name = f"stops of a save, at each of its calls ({made})"
+    yield Figure(test=10, name=name, value=found["stopped"], comparison=">=", bar=100)
+    yield Figure(test=10, name="after which nothing loads, or not what was saved", value=found["lost"], bar=0)
+    name = "after which the checkpoint before it loads, value for value"
+    yield Figure(test=10, name=name, value=found["before"], comparison=">=", bar=50)
+    yield Figure(test=10, name="failures of the disk that were another error than OSError", value=found["odd"], bar=0)
+    yield Figure(test=10, name="after which the next save left something over", value=found["left over"], bar=0)
 
 
-def _fails(store: CheckpointStore, content: dict[str, Any], error: BaseException, k: int, when: str) -> bool:
-    """Save with the k-th call failing; return whether there were so many calls."""
-    count = 0
-
-    def wrap(call: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*arguments: Any, **named: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == k + 1 and when == "before":
-                raise error
-            result = call(*arguments, **named)
-            if count == k + 1:
-                raise error
-            return result
-
-        return wrapped
-
-    with ExitStack() as stack:
-        for name in CALLS:
-            target, attribute = name.rsplit(".", 1)
-            stack.enter_context(patch(name, wrap(_resolve(target, attribute))))
-        try:
-            store.save(2, {**content, "second": True})
-        except (OSError, _Crash):
-            return True
-    return count > k
+def _outcome(store: CheckpointStore, step: int, content: dict[str, Any], disk: FailingDisk) -> str:
+    """Save, and say how that ended."""
+    try:
+        store.save(step, {**content, "second": True})
+    except OSError:
+        return "as it should"
+    except BaseException:
+        return "as it should" if disk.dead else "odd"
+    return "saved"
 
 
-def _resolve(target: str, attribute: str) -> Callable[..., Any]:
-    found: Callable[..., Any] = getattr(resolve_name(target), attribute)
-    return found
+def _what_loads(store: CheckpointStore, content: dict[str, Any]) -> str:
+    """Return which checkpoint is found: the one before, the new one, or none that is what was saved."""
+    found = _newest(store)
+    if found is None:
+        return "lost"
+    new = found.pop("second", False)
+    return ("new" if new else "before") if _is_saved(found, content) else "lost"
 
 
 def _newest(store: CheckpointStore) -> dict[str, Any] | None:
@@ -148,13 +149,13 @@ def damage(folder: Path, content: dict[str, Any], flips: int) -> Iterator[Figure
         flipped[position] ^= 1 << bit
         kinds[f"flipped {number}"] = bytes(flipped)
     detected = recovered = harmless = 0
-    for damaged in kinds.values():
+    for kind, damaged in kinds.items():
         newest.write_bytes(damaged)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             found = store.load_newest()
         if found is not None and "first" not in found:  # it was loaded: then it must hold what was saved
-            harmless += _same(found, content)
+            harmless += kind.startswith("flipped") and _is_saved(found, content)
             continue
         detected += 1
         recovered += found is not None and any(newest.name in str(warning.message) for warning in caught)
@@ -165,15 +166,22 @@ def damage(folder: Path, content: dict[str, Any], flips: int) -> Iterator[Figure
     yield Figure(test=11, name=name, value=harmless, bar=float("inf"))
 
 
+def _is_saved(found: dict[str, Any], content: dict[str, Any]) -> bool:
+    """Return whether what was loaded is what was saved, and no more than that."""
+    return _same({key: value for key, value in found.items() if key != "version"}, content)
+
+
 def _same(found: Any, saved: Any) -> bool:
-    """Return whether a loaded value is a saved one."""
+    """Return whether a loaded value is a saved one, bit for bit."""
+    if type(found) is not type(saved):
+        return False
     if isinstance(saved, dict):
-        return all(key in found and _same(found[key], value) for key, value in saved.items())
+        return found.keys() == saved.keys() and all(_same(found[key], value) for key, value in saved.items())
     if isinstance(saved, list | tuple):
         return len(found) == len(saved) and all(_same(a, b) for a, b in zip(found, saved, strict=True))
     if isinstance(saved, torch.Tensor):
-        return torch.equal(found, saved)
-    return bool(found == saved)
+        return found.dtype == saved.dtype and torch.equal(found, saved)
+    return bool(found == saved) or (saved != saved and found != found)
 
 
 def _loads_without_allowances(path: Path) -> bool:
