@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import random
-import signal
-import tempfile
-import time
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,126 +14,64 @@ from torch.nn.parallel import DistributedDataParallel
 
 import adadagrad as ada
 from benchmarks.reliability.figure import Figure
+from benchmarks.reliability.stopping import signals
 from tests.engine import test_out_of_memory as memory
-from tests.engine.cases import make_data, make_engine, make_model, mean_loss, read_log, train, weights
+from tests.engine.cases import make_data, make_engine, make_model, mean_loss, train
 from tests.parallel.test_faults import every_place, one_is_not_finite
 from tests.ranks import on_ranks
-
-PLACES = ("forward", "backward", "update", "between")
-"""Where in a step a signal finds a rank."""
 
 
 def figures(reduced: bool) -> Iterator[Figure]:
     """Yield the figures of tests 13, 14, 16 and 17.
 
     Args:
-        reduced: 8 signals in the place of 50, 2 ranks alone.
+        reduced: 9 signals in the place of 54, 2 ranks alone.
 
     Yields:
         One figure after the other.
     """
-    for ranks, runs in ((2, 8),) if reduced else ((2, 40), (4, 10)):
-        yield from signals(ranks, runs)
-    yield from not_finite()
+    for ranks, runs, processes in ((2, 8, 1),) if reduced else ((2, 40, 3), (4, 10, 1)):
+        yield from signals(ranks, runs, processes)
+    found = on_ranks(2, of_rank)
+    yield from not_finite(found)
     yield from out_of_memory(reduced)
+    for kind, places in found[0]["memory"].items():
+        same = sum(all(rank["memory"][kind][place] for rank in found) for place in places)
+        name = f"of {len(places)} places on 2 ranks, {kind}: one update, the same bits as smaller micro-batches"
+        yield Figure(test=16, name=name, value=same, comparison="==", bar=len(places))
     yield from overflow()
 
 
-def signals(ranks: int, runs: int) -> Iterator[Figure]:
-    """Yield what a SIGTERM to one rank does."""
-    with tempfile.TemporaryDirectory() as folder:
-        found = on_ranks(ranks, told_to_stop, ranks, runs, folder)
-        expected = read_log(Path(folder) / "whole")
-        same = sum(read_log(Path(folder) / str(number)) == expected for number in range(runs))
-    left = sum(all(rank[0][number] == 143 for rank in found) for number in range(runs))
-    name = f"of {runs} signals to one of {ranks} ranks all ranks left with 143, none hung"
-    yield Figure(test=13, name=name, value=left, comparison="==", bar=runs)
-    yield Figure(test=13, name="of them went on to the uninterrupted trace", value=same, comparison="==", bar=runs)
-    took = [max(rank[1][number][1] for rank in found) - found[0][1][number][0] for number in range(runs)]
-    yield Figure(test=13, name="seconds from signal to the last exit, at most", value=max(took), bar=30)
-    apart = sum(not torch.equal(rank[2], found[0][2]) for rank in found)
-    yield Figure(test=13, name="ranks that ended with other weights", value=apart, bar=0)
+def of_rank(rank: int) -> dict[str, Any]:
+    """Run everything that needs two ranks on one of them."""
+    return {
+        "loss": one_is_not_finite(rank, "loss"),
+        "gradient": one_is_not_finite(rank, "gradient"),
+        "statistic": bad_statistic(rank),
+        "memory": {kind: every_place(rank, kind == "BatchNorm")[1] for kind in ("dropout", "BatchNorm")},
+    }
 
 
-def told_to_stop(rank: int, ranks: int, runs: int, folder: str) -> tuple[list[Any], list[Any], torch.Tensor]:
-    """Run, get the signal at a random place of a random step, go on in a new engine.
+def not_finite(found: list[dict[str, Any]]) -> Iterator[Figure]:
+    """Yield what a loss, gradient or statistic that is not finite on one rank does to all.
 
     Args:
-        rank: This rank.
-        ranks: How many there are.
-        runs: How often.
-        folder: Where the runs' folders are made.
+        found: What `of_rank` returned on each rank.
 
-    Returns:
-        The exit status of each run, its times of signal and exit, and the weights at the end of the last one.
+    Yields:
+        The figures of test 14.
     """
-    codes, times, choose = [], [], random.Random(0)
-    train(_stoppable(f"{folder}/whole", ranks))
-    engine: Any = None
-    for number in range(runs):
-        victim, at, place = choose.randrange(ranks), choose.randrange(1, 12), choose.choice(PLACES)
-        engine = _stoppable(f"{folder}/{number}", ranks)
-        sent: list[float] = []
-        code = None
-        try:
-            _signalled(engine, at, place if rank == victim else None, sent)
-        except SystemExit as status:
-            code = status.code
-        left_at = time.time()
-        codes.append(code)
-        times.append((max(engine.parallel.ranks.gather(sent[0] if sent else 0.0)), left_at))
-        engine = _stoppable(f"{folder}/{number}", ranks)
-        if engine.resume():
-            train(engine)
-    return codes, times, weights(engine.parallel.module)
-
-
-def _stoppable(folder: str, ranks: int) -> Any:
-    model = make_model(0.3)
-    torch.manual_seed(3)
-    return make_engine(
-        DistributedDataParallel(model, find_unused_parameters=ranks > 2),  # whose buckets stay, over a resume
-        torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
-        policy=ada.NormTest(eta=0.6),
-        measure=ada.Measure(every=1, max_examples=None),
-        global_batch_size=8,
-        max_batch_size=64,
-        total_samples=600,
-        log_dir=folder,
-        checkpoint_every=10**9,
-    )
-
-
-def _signalled(engine: Any, at: int, place: str | None, sent: list[float]) -> None:
-    def tell(here: str) -> None:
-        if not sent and here == place and engine.steps + (here != "between") == at:
-            sent.append(time.time())
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def loss(batch: Any) -> torch.Tensor:
-        tell("forward")
-        value = mean_loss(engine.model)(batch)
-        value.register_hook(lambda gradient: tell("backward"))
-        return value
-
-    for step in engine:
-        step.run(loss)
-        tell("update")
-        step.update()
-        tell("between")
-
-
-def not_finite() -> Iterator[Figure]:
-    """Yield what a loss or gradient that is not finite on one rank does to all."""
     for kind in ("loss", "gradient"):
-        found = on_ranks(2, one_is_not_finite, kind)
-        good = sum(rank[0].count("skipped: non-finite") == rank[2] == 2 for rank in found)
-        name = f"of 2 ranks left out both steps with a {kind} that is not finite on one of them"
+        good = 0
+        for reasons, unchanged, held, skipped, *_ in (rank[kind] for rank in found):
+            left_out = [k for k, reason in enumerate(reasons) if reason == "skipped: non-finite"]
+            good += left_out == [1, 3] and skipped == 2 and all(unchanged[k] and held[k] for k in left_out)
+        name = f"of 2 ranks left out, counted, kept weights and size in both steps with a bad {kind} on one"
         yield Figure(test=14, name=name, value=good, comparison="==", bar=2)
-        apart = float((found[0][-1] - found[1][-1]).abs().max())
+        apart = float((found[0][kind][-1] - found[1][kind][-1]).abs().max())
         yield Figure(test=14, name="difference of their weights afterwards", value=apart, bar=0)
-    changed = on_ranks(2, bad_statistic)
-    yield Figure(test=14, name="changes of the batch size by a statistic of NaN", value=max(changed), bar=0)
+    changed = max(rank["statistic"] for rank in found)
+    yield Figure(test=14, name="changes of the batch size by a statistic of NaN", value=changed, bar=0)
 
 
 def bad_statistic(rank: int) -> int:
@@ -188,9 +121,6 @@ def out_of_memory(reduced: bool) -> Iterator[Figure]:
                 worst = max(worst, _apart(engine.model, expected.model))
             name = f"difference of weights and buffers after memory ran out, {kind}, one process"
             yield Figure(test=16, name=name, value=worst, bar=0)
-    places = [place for _, found in on_ranks(2, every_place) for place in found.values()]
-    name = f"of {len(places)} places on 2 ranks: one update, the same bits as smaller micro-batches"
-    yield Figure(test=16, name=name, value=sum(places), comparison="==", bar=len(places))
 
 
 def _apart(one: nn.Module, other: nn.Module) -> float:

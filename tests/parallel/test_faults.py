@@ -16,11 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 import adadagrad as ada
 from adadagrad.core.errors import NonFiniteGradient, OutOfMemory
 from tests.engine.cases import Sizes, make_data, make_engine, make_model, mean_loss, train, weights
+from tests.engine.test_out_of_memory import with_batch_norm
 from tests.ranks import on_ranks
 
 
-def build(policy: Any = None, **options: Any) -> Any:
-    model = make_model(0.3)
+def build(policy: Any = None, model: Any = None, **options: Any) -> Any:
+    model = make_model(0.3) if model is None else model
     return make_engine(
         DistributedDataParallel(model),
         torch.optim.SGD(model.parameters(), lr=0.05),
@@ -54,7 +55,7 @@ def one_is_not_finite(rank: int, kind: str) -> Any:
     """Rank 1 has a loss or gradient that is not finite in steps 2 and 4."""
     measure = ada.Measure(every=1, max_examples=None)
     engine = build(ada.NormTest(eta=0.8), measure=measure, data=make_data(), global_batch_size=8)
-    before, reasons = [], []
+    before, reasons, held = [], [], []
     for step in engine:
         before.append(weights(engine.parallel.module))
         bad = rank == 1 and step.number in (2, 4)
@@ -66,13 +67,16 @@ def one_is_not_finite(rank: int, kind: str) -> Any:
             return value * (float("nan") if bad else 1.0)
 
         step.run(loss)
-        reasons.append(step.update().reason)
+        decision = step.update()
+        reasons.append(decision.reason)
+        held.append(decision.next_plan.global_batch_size == decision.plan.global_batch_size)
         if step.number == 5:
             break
     unchanged = [torch.equal(before[k], before[k + 1]) for k in range(4)]
     return (
         reasons,
         unchanged,
+        held,
         engine.skipped,
         engine.samples_seen,
         engine.samples_drawn,
@@ -83,13 +87,16 @@ def one_is_not_finite(rank: int, kind: str) -> Any:
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_on_one_rank_is_left_out_on_all(kind: str) -> None:
     found = on_ranks(2, one_is_not_finite, kind)
-    for reasons, unchanged, skipped, seen, drawn, _ in found:
+    for reasons, unchanged, held, skipped, seen, drawn, _ in found:
         assert [reason == "skipped: non-finite" for reason in reasons] == [False, True, False, True, False]
         assert unchanged == [False, True, False, True]
+        assert held[1]
+        assert held[3]
+        assert not all(held)
         assert skipped == 2
         assert seen < drawn
     assert torch.equal(found[0][-1], found[1][-1])
-    assert found[0][:5] == found[1][:5]
+    assert found[0][:6] == found[1][:6]
 
 
 def one_stops(rank: int) -> str:
@@ -104,9 +111,9 @@ def test_or_all_ranks_stop() -> None:
     assert found == [found[0]] * 4
 
 
-def one_is_short(rank: int, who: int | None, failing: int, smaller: int | None) -> Any:
+def one_is_short(rank: int, who: int | None, failing: int, smaller: int | None, normalised: bool) -> Any:
     """Rank `who` (-1: all) runs out of memory in a micro-batch of step 3, or micro-batches are smaller from there."""
-    engine = build(ada.ConstantBatch(40), micro_batch_size=4)
+    engine = build(ada.ConstantBatch(40), with_batch_norm() if normalised else None, micro_batch_size=4)
     loss, failed = mean_loss(engine.model), []
     for step in engine:
         if smaller is not None and step.number == 3:
@@ -123,14 +130,16 @@ def one_is_short(rank: int, who: int | None, failing: int, smaller: int | None) 
 
         step.run(one)
         step.update()
-    return engine.memory_retries, engine.micro_batch_size, engine.steps, weights(engine.parallel.module)
+    model = engine.parallel.module
+    whole = torch.cat([weights(model), *(buffer.detach().double().flatten() for buffer in model.buffers())])
+    return engine.memory_retries, engine.micro_batch_size, engine.steps, whole
 
 
-def every_place(rank: int) -> Any:
+def every_place(rank: int, normalised: bool) -> Any:
     warnings.simplefilter("ignore")
-    expected = one_is_short(rank, None, 0, 2)
+    expected = one_is_short(rank, None, 0, 2, normalised)
     places = [(who, failing) for who in (0, 1, -1) for failing in range(4)]
-    found = {place: one_is_short(rank, *place, None) for place in places}
+    found = {place: one_is_short(rank, *place, None, normalised) for place in places}
     same = {
         place: (*result[:3], torch.equal(result[3], expected[3])) == (*expected[:3], True)
         for place, result in found.items()
@@ -138,10 +147,15 @@ def every_place(rank: int) -> Any:
     return expected[:3], same
 
 
+def every_place_of_both(rank: int) -> Any:
+    return [every_place(rank, normalised) for normalised in (False, True)]
+
+
 def test_memory_that_runs_out_on_one_rank_or_all_before_they_synchronise() -> None:
-    for expected, same in on_ranks(2, every_place):
-        assert expected == (1, 2, 10)
-        assert all(same.values()), same
+    for found in on_ranks(2, every_place_of_both):
+        for expected, same in found:
+            assert expected == (1, 2, 10)
+            assert all(same.values()), same
 
 
 def too_late(rank: int) -> str:
