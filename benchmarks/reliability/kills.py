@@ -70,9 +70,9 @@ def figures(reduced: bool) -> Iterator[Figure]:
     yield Figure(test=9, name=f"of {runs} runs end with the uninterrupted trace", value=same, comparison="==", bar=runs)
     yield Figure(test=9, name="run directories that cannot be read after a kill", value=unreadable, bar=0)
     yield Figure(test=9, name="kills", value=kills, comparison=">=", bar=runs // 2)
-    yield Figure(test=9, name="runs that were not killed even once", value=spared, bar=runs // 10)
+    yield Figure(test=9, name="runs that were not killed even once", value=spared, bar=runs // 2)
     yield Figure(test=9, name="kills while a checkpoint was being written", value=saving, comparison=">=", bar=1)
-    yield Figure(test=9, name="starts that found a checkpoint", value=resumed, comparison=">=", bar=runs // 2)
+    yield Figure(test=9, name="starts that found a checkpoint", value=resumed, comparison=">=", bar=runs // 4)
 
 
 def readable(run: Path) -> bool:

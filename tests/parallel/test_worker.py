@@ -212,8 +212,8 @@ def test_what_it_cannot_give_is_refused_by_name() -> None:
     ranks = Ranks(count=2)
     with pytest.raises(InvalidArgument, match="no coordinate ratio"):
         ada.Worker().open(model, Request(ranks=ranks, coordinates=CoordinateReduction(kind="max")))
-    with pytest.raises(InvalidArgument, match="a sharded model keeps parts"):
-        ada.Worker().open(model, Request(ranks=ranks, gradient="sharded"))
+    with pytest.raises(InvalidArgument, match=r"use MicroBatch\(\) with inner product tests"):
+        ada.Worker().open(model, Request(ranks=ranks, gradient="sharded", inner_products=True))
     with pytest.raises(InvalidArgument, match="there is none for V from ranks"):
         make_engine(model, measure=ada.Measure(estimator=ada.Worker()), bounds=ada.Bounds(confidence=0.9))
     assert mean_loss(model) is not None
