@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -489,3 +491,35 @@ def test_data_of_its_own_on_every_rank() -> None:
     assert noise_0 == noise_1
     assert noise_0["Worker"] > 3 * noise_0["PerExample"]
     assert torch.equal(w, other)
+
+
+def saves_by_itself(rank: int, folder: str) -> Any:
+    """Saved and stopped where the ranks meet, though both fall due in the middle of a round; then resumed."""
+
+    def build(name: str) -> Any:
+        options = {"log_dir": f"{folder}/{name}", "checkpoint_every": 30, "total_samples": 240}
+        return local(3, OPTIMIZERS["momentum"], model=make_model(0.3), **options)
+
+    whole = build("whole")
+    train(whole)
+    told, status = build("told"), None
+    try:
+        for step in told:
+            if told.steps == 6 and rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            step.run(mean_loss(told.model))
+            step.update()
+    except SystemExit as left:
+        status = left.code
+    again = build("told")
+    resumed = again.resume()
+    stopped_at = again.steps
+    train(again)
+    saved = sorted(path.name for path in Path(f"{folder}/whole/checkpoints").iterdir())
+    return status, resumed, stopped_at, torch.equal(weights(again.model), weights(whole.model)), saved
+
+
+def test_saving_and_stopping_wait_for_a_meeting(tmp_path: Path) -> None:
+    names = [f"step-{step:09d}.pt" for step in (12, 15, 18)]
+    assert on_ranks(2, saves_by_itself, str(tmp_path)) == [(143, True, 9, True, names)] * 2
+    assert read_log(tmp_path / "told") == read_log(tmp_path / "whole")

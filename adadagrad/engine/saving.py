@@ -174,13 +174,14 @@ def _set_random_states(engine: AdaptiveBatch, states: Any) -> None:
 
 
 def save_if_due(engine: AdaptiveBatch) -> None:
-    """Save the engine once `checkpoint_every` samples have been seen since the last time.
+    """Save the engine once `checkpoint_every` samples have been seen since the last time, and all ranks hold one model.
 
     Args:
         engine: The engine, after a step.
     """
     every = engine._checkpoint_every
-    if every is not None and engine.samples_seen - engine._last_checkpoint >= every:
+    due = every is not None and engine.samples_seen - engine._last_checkpoint >= every
+    if due and engine.parallel.together:
         checkpoint(engine)
 
 
