@@ -57,8 +57,8 @@ class AdaptiveBatch:
     new batch size takes effect at the next step, with the same data workers.
 
     Args:
-        model: The module to train: a plain one, or one in DistributedDataParallel. Batches are moved to the device of
-            its first parameter.
+        model: The module to train: a plain one, one in DistributedDataParallel, or one that `fully_shard` has sharded.
+            Batches are moved to the device of its first parameter.
         optimizer: Any torch optimizer over exactly the model's trainable parameters.
         data: A map-style data set (shuffled), or a DataLoader (its workers, collation and shuffling are used, its
             batch size is not).
@@ -77,7 +77,7 @@ class AdaptiveBatch:
             may use more examples.
         lr_schedule: Factor on every group's initial learning rate as a function of samples, or of the rule's progress,
             for example `CosineSchedule`. No other scheduler may own the learning rate beside it or a `rate`.
-        parallel: How a step runs on many processes, where the model does not say it. On ranks above 0 torch's random
+        parallel: How a step runs on many processes, where the model does not say it: `LocalSGD`, for example. On ranks above 0 torch's random
             generator is seeded anew from its state and the rank, so that dropout differs between ranks.
         grad_scaler: Scales losses for float16 autocast, which `loss_function` opens. Statistics and clipping see the
             gradient without the scale; a step that overflows is drawn and not seen, and no ``on_nonfinite="stop"``.
