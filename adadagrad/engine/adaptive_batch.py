@@ -77,8 +77,8 @@ class AdaptiveBatch:
             may use more examples.
         lr_schedule: Factor on every group's initial learning rate as a function of samples, or of the rule's progress,
             for example `CosineSchedule`. No other scheduler may own the learning rate beside it or a `rate`.
-        parallel: How a step runs on many processes, where the model does not say it: `LocalSGD`, for example. On ranks above 0 torch's random
-            generator is seeded anew from its state and the rank, so that dropout differs between ranks.
+        parallel: How a step runs on many processes, where the model does not say it, as `LocalSGD`. On ranks above 0
+            torch's random generator is seeded anew from its state and the rank, so that dropout differs between ranks.
         grad_scaler: Scales losses for float16 autocast, which `loss_function` opens. Statistics and clipping see the
             gradient without the scale; a step that overflows is drawn and not seen, and no ``on_nonfinite="stop"``.
         max_grad_norm: Clip the gradient to this norm, after the statistics; None does not clip.
