@@ -6,6 +6,7 @@ import copy
 import math
 import os
 import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -523,3 +524,63 @@ def test_saving_and_stopping_wait_for_a_meeting(tmp_path: Path) -> None:
     names = [f"step-{step:09d}.pt" for step in (12, 15, 18)]
     assert on_ranks(2, saves_by_itself, str(tmp_path)) == [(143, True, 9, True, names)] * 2
     assert read_log(tmp_path / "told") == read_log(tmp_path / "whole")
+
+
+def short_of_memory(rank: int) -> Any:
+    """Rank 1 runs out of memory where the ranks meet, and repeats its step alone; rank 0 waits for nothing more."""
+    engines = [
+        local(2, policy=ada.NormTest(eta=0.5), global_batch_size=16, max_batch_size=64, total_samples=600)
+        for _ in range(2)
+    ]
+    failed: list[int] = []
+
+    def loss(batch: Any) -> Any:
+        if rank == 1 and engines[0].steps in (1, 3, 4) and engines[0].steps not in failed:
+            failed.append(engines[0].steps)
+            raise torch.OutOfMemoryError
+        return mean_loss(engines[0].model)(batch)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        sizes = [[d.plan.global_batch_size for d in train(engines[0], loss)]]
+    sizes.append([d.plan.global_batch_size for d in train(engines[1])])
+    apart = float((weights(engines[0].model) - weights(engines[1].model)).abs().max())
+    return sizes[0] == sizes[1], apart < 1e-12, engines[0].memory_retries, len(set(sizes[0])) > 1
+
+
+def test_memory_that_runs_out_on_one_rank() -> None:
+    assert on_ranks(2, short_of_memory) == [(True, True, 0, True), (True, True, 3, True)]
+
+
+def broken(rank: int) -> Any:
+    """An error in the middle of a round, after which the run goes back to a checkpoint."""
+    engine = local(3, total_samples=120)
+    state = copy.deepcopy(engine.state_dict())
+
+    def loss(batch: Any) -> Any:
+        return mean_loss(engine.model)(batch) if engine.steps != 4 else 1 / 0
+
+    with pytest.raises(ZeroDivisionError):
+        train(engine, loss)
+    assert not engine.parallel.together
+    engine.load_state_dict(state)
+    train(engine)
+    whole = local(3, total_samples=120)
+    train(whole)
+    return torch.equal(weights(engine.model), weights(whole.model)), engine.parallel.rounds
+
+
+def test_going_back_from_the_middle_of_a_round() -> None:
+    assert on_ranks(2, broken) == [(True, 4), (True, 4)]
+
+
+def lost_at_the_end(rank: int) -> Any:
+    engine = local(4, total_samples=72)
+    train(engine, lambda batch: mean_loss(engine.model)(batch) * (math.nan if rank == 0 and engine.steps == 5 else 1))
+    return engine.samples_seen, engine.samples_drawn, engine.skipped, weights(engine.model)
+
+
+def test_what_is_left_out_in_a_round_that_the_end_cuts_short() -> None:
+    (*counts, w), (*others, other) = on_ranks(2, lost_at_the_end)
+    assert counts == others == [66, 72, 1]
+    assert torch.equal(w, other)

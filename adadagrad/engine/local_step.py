@@ -156,6 +156,22 @@ def meet(engine: AdaptiveBatch, step: Step, own: Own) -> Meeting:
     )
 
 
+def settle(engine: AdaptiveBatch) -> None:
+    """Average the models and count what was left out in a round that the end of the run has cut short.
+
+    Args:
+        engine: The engine, after its last step.
+    """
+    if not engine.parallel.together:
+        left = engine.left_out
+        examples, updates = engine.parallel.ranks.sum(left.examples, left.updates)
+        left.examples = left.updates = 0
+        engine.samples_seen -= int(examples)
+        engine.learning_rate.take_back(int(examples))
+        engine.skipped += int(updates)
+    engine.parallel.finish()
+
+
 def apply(engine: AdaptiveBatch, own: Own) -> GradientStatistics | None:
     """Make this rank's update, unless it is left out, and average the models if the ranks meet.
 

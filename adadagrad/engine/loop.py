@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from adadagrad.batching import make_plan
 from adadagrad.core.errors import StepError
 from adadagrad.engine.deciding import is_final
+from adadagrad.engine.local_step import settle
 from adadagrad.engine.log_records import end_record, start_record
 from adadagrad.engine.step import Step
 from adadagrad.engine.stopping import leave_if_agreed, stopping
@@ -55,7 +56,7 @@ def every_step(engine: AdaptiveBatch) -> Iterator[Step]:
                     )
                 engine._step = None
                 leave_if_agreed(engine)
-            engine.parallel.finish()
+            settle(engine)
             engine._log.write("end", end_record(engine))
         finally:
             if engine._step is not None:

@@ -80,6 +80,7 @@ class Measuring:
         self._considered: tuple[StepSize, object] | None = None  # sizes of step and layers at the latest choice
         self.budget = MeasureBudget(self.settings.max_overhead)
         self._credit = self.budget.credit  # before the step in progress
+        self._settled: tuple[int, bool, float | None] | None = None  # a round, whether it is measured, the credit after
         self.estimator: AbstractEstimator = choose_estimator(model) if given is None else given
         self.instrument: AbstractInstrument = self._open(self.estimator)
 
@@ -129,7 +130,7 @@ class Measuring:
         if self._automatic and self._request.gradient != "sharded":  # where norms cannot be sketched
             self._reconsider(sizes)
         if every == "auto":
-            due = self.budget.due(*self._costs(sizes))
+            due = self._due(number, sizes)
         else:
             due = (number - 1) % every == 0
         if due and self._automatic and not isinstance(self.estimator, MicroBatch):
@@ -214,6 +215,15 @@ class Measuring:
         alone = self._ranks.count == 1 or (isinstance(self.estimator, PerExample) and not self._request.coordinates)
         return self.settings.max_examples if alone else None
 
+    def _due(self, number: int, sizes: StepSize) -> bool:
+        """Return whether the budget allows a measurement; a rank that repeats a local step alone asks nobody again."""
+        if self._apart and self._settled is not None and self._settled[0] == number:
+            _, due, self.budget.credit = self._settled
+            return due
+        due = self.budget.due(*self._costs(sizes))
+        self._settled = (number, due, self.budget.credit)
+        return due
+
     def _costs(self, sizes: StepSize) -> tuple[float, float]:
         """Return the modelled costs of a step as rank 0 sees them, and measure as it does: layer sizes may differ."""
         costs = self.instrument.costs(sizes, self._device)
@@ -269,7 +279,7 @@ class Measuring:
             for other in (MicroBatch(), Probe(), PerExample()):
                 if state["estimator"] == repr(other):
                     self._replace(other)
-        self.budget.credit = state["credit"]
+        self.budget.credit, self._settled = state["credit"], None
         if "averaging" in state:  # which a version without averages did not save
             self.averaging.load_state_dict(state["averaging"])
         if state["estimator"] == repr(self.estimator):

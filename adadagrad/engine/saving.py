@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from adadagrad.engine.adaptive_batch import AdaptiveBatch
 
 
-OPTIONAL = ("grad_scaler", "parallel")
-"""Entries that a version before this one did not save."""
+ENTRIES = (
+    *("model", "optimizer", "random", "stream", "measuring", "learning_rate", "global_batch_size", "steps"),
+    *("samples_seen", "samples_drawn", "skipped", "nonfinite_requests", "seconds", "log"),
+)
+"""What a state must hold; `parallel` and `grad_scaler`, which a version before this one did not save, it may hold."""
 
 
 def engine_state(engine: AdaptiveBatch) -> dict[str, Any]:
@@ -75,7 +78,7 @@ def restore_engine(engine: AdaptiveBatch, state: Mapping[str, Any]) -> None:
     """
     if engine._step is not None and not engine._step.finished:
         raise StepError("a step is in progress: load after step.update(), or outside the loop")
-    missing = [name for name in engine_state(engine) if name not in state and name not in OPTIONAL]
+    missing = [name for name in ENTRIES if name not in state]
     if missing:
         raise InvalidArgument(f"state lacks {', '.join(missing)}: give what engine.state_dict() returned")
     engine.learning_rate.refuse_other(state["learning_rate"])
