@@ -167,9 +167,10 @@ def _skip(engine: AdaptiveBatch, step: Step, loss: float) -> Decision:
     """Leave out the update of a step that is not finite, or stop there."""
     engine.measuring.instrument.discard()
     _count(engine, step)
-    engine.scaling.move(finite=False)
-    engine.skipped += 1
     overflow = engine.scaling.is_overflow(loss, step.scale)
+    if overflow:
+        engine.scaling.move(finite=False)
+    engine.skipped += 1
     engine._skipped_in_a_row += not overflow
     observation = Observation(
         global_batch_size=step.global_batch_size,

@@ -58,10 +58,10 @@ class LossScale:
         return self._scaler is not None and math.isfinite(loss) and factor > SMALLEST
 
     def move(self, *, finite: bool) -> None:
-        """Lower the scale after a step that is left out; raise it after so many that were not.
+        """Lower the scale after a step that is left out for its sake; raise it after so many that were not.
 
         Args:
-            finite: Whether the step's gradient was finite.
+            finite: Whether the step's gradient was finite; False only where `is_overflow` says that it is to blame.
         """
         if self._scaler is None:
             return

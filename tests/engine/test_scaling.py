@@ -139,6 +139,15 @@ def test_a_loss_that_is_not_finite_is_no_overflow() -> None:
         train(engine, lambda batch: mean_loss(engine.model)(batch) * math.nan)
 
 
+def test_what_is_no_overflow_leaves_the_scale_alone() -> None:
+    """Else losses that are not finite now and then lower it until gradients vanish."""
+    own = scaler(1024.0)
+    engine = make_engine(make_model(), policy=ada.ConstantBatch(12), grad_scaler=own)
+    train(engine, lambda batch: mean_loss(engine.model)(batch) * (math.nan if engine.steps in (1, 2) else 1.0), steps=4)
+    assert engine.skipped == 2
+    assert own.get_scale() == 1024.0
+
+
 def test_resuming_beside_an_overflow_bit_for_bit(tmp_path: Path) -> None:
     def build() -> Any:
         model, own = make_model(0.3), scaler(1024.0, interval=2)
