@@ -13,9 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_LATEST: deque[Any] = deque(maxlen=4)
-"""The latest short messages of this process, kept so that it is not a thread of gloo which lets go of one last: where
-that happens while the interpreter ends, the process aborts (seen in torch 2.13)."""
+SMALL = 1 << 20
+"""Bytes up to which a message is called small."""
+
+_LATEST: dict[bool, deque[Any]] = {True: deque(maxlen=4), False: deque(maxlen=1)}
+"""The latest messages of this process, small ones and others, kept so that it is not a thread of gloo which lets go of
+one last: where that happens while the interpreter ends, the process aborts (torch 2.13). `free` empties a large one."""
 
 
 @dataclass(slots=True)
@@ -77,8 +80,7 @@ class Ranks:
             The same tensor, holding the sum.
         """
         if self.count > 1:
-            self._traffic.bytes += tensor.numel() * tensor.element_size()
-            dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=self.group)
+            self._wait(tensor, dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=self.group, async_op=True))
         return tensor
 
     def share_(self, tensor: Tensor) -> Tensor:
@@ -91,8 +93,7 @@ class Ranks:
             The same tensor, holding rank 0's values.
         """
         if self.count > 1:
-            self._traffic.bytes += tensor.numel() * tensor.element_size()
-            dist.broadcast(tensor, group=self.group, group_src=0)
+            self._wait(tensor, dist.broadcast(tensor, group=self.group, group_src=0, async_op=True))
         return tensor
 
     def first(self, *values: float) -> tuple[float, ...]:
@@ -127,8 +128,18 @@ class Ranks:
 
     def _wait(self, message: Tensor, work: Any) -> None:
         work.wait()
-        self._traffic.bytes += message.numel() * message.element_size()
-        _LATEST.append(work)
+        size = message.numel() * message.element_size()
+        self._traffic.bytes += size
+        _LATEST[size <= SMALL].append(work)
+
+
+def free(tensor: Tensor) -> None:
+    """Give back the memory of a tensor that was sent and is not needed any more, whoever still refers to it.
+
+    Args:
+        tensor: It is empty afterwards; nothing may be a view of it.
+    """
+    tensor.untyped_storage().resize_(0)
 
 
 ALONE = Ranks()

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
-from adadagrad.core.comm import Ranks
+from adadagrad.core.comm import Ranks, free
 from adadagrad.core.errors import RanksDisagree
 
 OptimizerState: TypeAlias = Literal["average", "local", "reset"]
@@ -93,6 +93,7 @@ class ModelAverage:
         self._ranks.add_(flat)
         for tensor, mean in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
             tensor.detach().copy_(mean.view_as(tensor))
+        free(flat)
 
     def _remembered(self) -> list[Tensor]:
         """Return the tensors of the optimizer's state that have a mean, in the order of its parameters."""

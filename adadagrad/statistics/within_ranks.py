@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adadagrad.core.comm import ALONE, Ranks
+from adadagrad.core.comm import ALONE, Ranks, free
 from adadagrad.core.errors import InvalidArgument, InvalidMeasurement
 from adadagrad.core.records import GradientStatistics
 from adadagrad.core.vectors import squared_norm
@@ -121,7 +121,7 @@ class WithinRanks(AbstractInstrument):
         freedom = max(units - 1, 0)
         own_error = None if found is None else found.variance_trace_error
         n = float(units if num_examples is None else num_examples)
-        failed, free, total, squares, silent, count, b = self._ranks.sum(
+        failed, freedoms, total, squares, silent, count, b = self._ranks.sum(
             float(error is not None),
             float(freedom),
             freedom * found.variance_trace if found is not None and freedom else 0.0,
@@ -134,16 +134,18 @@ class WithinRanks(AbstractInstrument):
             raise error
         if failed or found is None:
             raise InvalidMeasurement("the measurement of another rank has failed")
-        s = float(squared_norm([self._mean_gradient(n / b)]))
+        mean = self._mean_gradient(n / b)
+        s = float(squared_norm([mean]))
+        free(mean)
         self._seconds += time.perf_counter() - started
         return GradientStatistics(
             num_examples=int(b),
             grad_norm_sq=s,
-            variance_trace=total / free if free else math.nan,
+            variance_trace=total / freedoms if freedoms else math.nan,
             num_units=int(count),
             kind=found.kind,
             weight_sq_sum=weight_sq_sum,
-            variance_trace_error=math.sqrt(squares) / free if free and not silent else None,
+            variance_trace_error=math.sqrt(squares) / freedoms if freedoms and not silent else None,
         )
 
     def discard(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adadagrad.core.comm import free
 from adadagrad.core.errors import InvalidArgument, InvalidMeasurement, UncoveredParameter
 from adadagrad.core.records import GradientStatistics
 from adadagrad.core.vectors import inner_product, squared_norm
@@ -168,6 +169,7 @@ class WorkerInstrument(AbstractInstrument):
         mean = ranks.add_(own * share)
         s = float(squared_norm([mean]))
         product = float(inner_product([own], [mean])) if self.request.inner_products else None
+        free(mean)
         unit.weight = float(unit.num_examples)
         return self._statistics(unit, float(squared_norm([own])), s, product, weight_sq_sum, None)
 
