@@ -16,7 +16,7 @@ TIMEOUT = 240
 """Seconds after which a rank that has not answered is taken for stuck, and all are ended."""
 
 
-def on_ranks(count: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+def on_ranks(count: int, function: Callable[..., Any], *arguments: Any, timeout: float = TIMEOUT) -> list[Any]:
     """Return ``function(rank, *arguments)`` of every rank, run in processes of their own.
 
     Starting them takes some seconds: let one call do the work of many tests, in a fixture of the module.
@@ -25,6 +25,7 @@ def on_ranks(count: int, function: Callable[..., Any], *arguments: Any) -> list[
         count: Number of ranks.
         function: Module-level function (it is pickled by name); returns what pickles.
         *arguments: What pickles.
+        timeout: Seconds that the ranks may take.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -40,7 +41,7 @@ def on_ranks(count: int, function: Callable[..., Any], *arguments: Any) -> list[
     try:
         results: dict[int, Any] = {}
         for _ in processes:
-            rank, value = queue.get(timeout=TIMEOUT)
+            rank, value = queue.get(timeout=timeout)
             if isinstance(value, BaseException):
                 raise value
             results[rank] = pickle.loads(value)
