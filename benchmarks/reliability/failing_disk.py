@@ -39,7 +39,8 @@ class FailingDisk:
         self.failed = self.dead = False
         self._at, self._how = at, how
         self._patches = ExitStack()
-        self._open = io.open
+        self._open, self._close = io.open, os.close
+        self._files: list[io.FileIO] = []
 
     def __enter__(self) -> FailingDisk:
         """Put the disk in the place of the real one."""
@@ -49,8 +50,10 @@ class FailingDisk:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Give the real one back."""
+        """Give the real one back, and close what a process that died has left open."""
         self._patches.close()
+        for file in self._files:
+            file.close()
 
     def ask(self, kind: str, call: Callable[[], Any], half: Callable[[], Any] | None = None) -> Any:
         """Do what is asked of the disk, or fail.
@@ -68,6 +71,8 @@ class FailingDisk:
             OSError: The call fails.
         """
         if self.dead:
+            if kind == "close":  # as the system does for a process that dies
+                call()
             raise Death
         hit = sum(self.calls.values()) == self._at
         self.calls[kind] += 1
@@ -78,8 +83,10 @@ class FailingDisk:
         self.failed, self.dead = True, self._how.startswith("death")
         if self._how == "death within" and half is not None:
             half()
-        if self._how in ("death after", "reported late"):
-            call()
+        if self._how in ("death after", "reported late") or kind == "close":  # which frees the handle in any case
+            result = call()
+            if kind == "open":
+                self._close(result)  # nobody else knows of it
         raise Death if self.dead else OSError(28, "No space left on device")
 
     def _counted(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -89,8 +96,12 @@ class FailingDisk:
         """Open a file; one for writing bytes counts what is written."""
         if isinstance(file, int) or mode not in ("wb", "w+b", "r+b", "ab"):
             return self._open(file, mode, *arguments, **named)
-        raw: _Raw = self.ask("open to write", lambda: _Raw(self, os.fspath(file), mode.replace("b", "")))
+        raw: _Raw = self.ask("open to write", lambda: self._raw(os.fspath(file), mode.replace("b", "")))
         return io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
+
+    def _raw(self, path: str, mode: str) -> _Raw:
+        self._files.append(file := _Raw(self, path, mode))
+        return file
 
 
 class _Raw(io.FileIO):
