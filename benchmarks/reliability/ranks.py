@@ -22,7 +22,7 @@ from benchmarks.reliability.figure import Figure
 from tests.engine.cases import make_engine, train
 from tests.ranks import on_ranks
 
-RANKS, BATCH, DIMENSIONS = 4, 16, 50
+BATCH, DIMENSIONS = 16, 50
 LIMIT = 3_600
 """Seconds that all trials may take, on a machine with fewer cores than ranks."""
 
@@ -33,13 +33,13 @@ def figures(reduced: bool) -> Iterator[Figure]:
     """Yield the figures of test 20.
 
     Args:
-        reduced: 200 trials in the place of 2,000.
+        reduced: 200 trials on 2 ranks in the place of 2,000 on 4.
 
     Yields:
         One figure after the other.
     """
-    trials = 200 if reduced else 2_000
-    found, replicas = on_ranks(RANKS, measured, trials, timeout=LIMIT)[0]
+    trials, ranks = (200, 2) if reduced else (2_000, 4)
+    found, replicas = on_ranks(ranks, measured, ranks, trials, timeout=LIMIT)[0]
     truth = float(trace_of_covariance())
     for name, values in found.items():
         bias, error = mean(values) / truth - 1, stdev(values) / math.sqrt(len(values)) / truth
@@ -52,7 +52,7 @@ def figures(reduced: bool) -> Iterator[Figure]:
         error = stdev(apart) / math.sqrt(len(apart))
         label = f"{name} minus PerExample on the same steps, in standard errors of their difference"
         yield Figure(test=20, name=label, value=abs(mean(apart)) / error, bar=3)
-    yield from equal(replicas)
+    yield from equal(ranks, replicas)
 
 
 def trace_of_covariance() -> torch.Tensor:
@@ -79,12 +79,12 @@ class Linear(nn.Module):
         return loss
 
 
-def measured(rank: int, trials: int) -> tuple[dict[str, list[float]], list[float]]:
+def measured(rank: int, ranks: int, trials: int) -> tuple[dict[str, list[float]], list[float]]:
     """Return V of every step by every estimator, all on the same steps; and by `Worker` with one example a rank."""
     data, found = examples(trials * BATCH), {}
     for name, estimator in ESTIMATORS.items():
         found[name] = _trace(DistributedDataParallel(Linear()), estimator, data, BATCH, 2)
-    one_each = _trace(DistributedDataParallel(Linear()), ada.Worker(), examples(20 * RANKS), RANKS, 1)
+    one_each = _trace(DistributedDataParallel(Linear()), ada.Worker(), examples(20 * ranks), ranks, 1)
     return found, one_each
 
 
@@ -110,21 +110,24 @@ def _trace(
     return [d.observation.gradient.variance_trace for d in decisions]
 
 
-def equal(replicas: list[float]) -> Iterator[Figure]:
+def equal(ranks: int, replicas: list[float]) -> Iterator[Figure]:
     """Yield how far estimators are apart where algebra says that they are the same: units of one example each.
 
     Args:
+        ranks: How many ranks there were.
         replicas: V by `Worker` where each rank has one example of a step.
 
     Yields:
         Two figures of test 20.
     """
-    data = examples(20 * RANKS)
-    plain = Linear()
-    alone = _trace(plain, ada.PerExample(), data, RANKS, RANKS, parallel=SingleProcess(plain))
-    split = Linear()
-    single = ada.MicroBatch(units=RANKS)
-    by_units = _trace(split, single, data, RANKS, 1, parallel=SingleProcess(split))
-    for name, values in {"micro-batches of one example": by_units, "replicas of one example each": replicas}.items():
+    plain, split = Linear(), Linear()
+    data = examples(20 * 4)
+    units = _trace(split, ada.MicroBatch(units=4), data, 4, 1, parallel=SingleProcess(split))
+    for name, values, batch in (
+        ("micro-batches of one example", units, 4),
+        ("replicas of one example each", replicas, ranks),
+    ):
+        data = examples(20 * batch)
+        alone = _trace(plain, ada.PerExample(), data, batch, batch, parallel=SingleProcess(plain))
         apart = max(abs(a / b - 1) for a, b in zip(values, alone, strict=True))
         yield Figure(test=20, name=f"PerExample beside {name}, relative", value=apart, bar=1e-5)
