@@ -584,3 +584,32 @@ def test_what_is_left_out_in_a_round_that_the_end_cuts_short() -> None:
     (*counts, w), (*others, other) = on_ranks(2, lost_at_the_end)
     assert counts == others == [66, 72, 1]
     assert torch.equal(w, other)
+
+
+def weightless_part(rank: int) -> Any:
+    """A measured micro-batch of rank 1 weighs nothing: no rank has statistics, and none waits for a vector."""
+    engine = local(
+        2,
+        policy=ada.NormTest(eta=0.5),
+        measure=ada.Measure(estimator=ada.MicroBatch(units=2), every=1),
+        global_batch_size=16,
+        micro_batch_size=4,
+        total_samples=96,
+    )
+    calls: list[int] = []
+
+    def loss(batch: Any) -> Any:
+        calls.append(len(calls))
+        weight = torch.full((len(batch[0]),), float(rank == 0 or len(calls) % 2), dtype=torch.float64)
+        return (F.cross_entropy(engine.model(batch[0]), batch[1], reduction="none") * weight).sum(), weight
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        decisions = train(engine, loss)
+    return [d.reason for d in decisions], together(engine.model)
+
+
+def test_a_measurement_that_fails_on_one_rank() -> None:
+    for reasons, apart in on_ranks(2, weightless_part):
+        assert reasons == 3 * ["local step", "measurement failed"]
+        assert apart == 0.0

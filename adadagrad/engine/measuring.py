@@ -166,9 +166,10 @@ class Measuring:
             InvalidArgument: The batch is too small for the estimator that replaces ``"auto"``'s first choice.
         """
         try:
-            if failure > self.failure:
+            if failure > Failure.NONE:  # as all ranks know: none may ask the others for numbers
+                own = self.instrument.failure if failure == self.failure else None
                 self.instrument.discard()
-                raise failure.elsewhere()
+                raise failure.elsewhere() if own is None else own
             return self.instrument.finish(num_examples, weight_sq_sum, scale), ""
         except (UncoveredParameter, BatchCoupledModule) as error:
             if not self._automatic:
