@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -53,16 +54,17 @@ class Averaging:
         """Take in the loss of an applied step.
 
         Args:
-            value: The step's mean loss.
+            value: The step's mean loss; passed over where it is not finite, because no rank has made an update.
 
         Returns:
-            Its average, or None where the policy asks for no running average.
+            Its average, or None where the policy asks for no running average, or there is none yet.
         """
         if not isinstance(self.over, float):
             return None
-        self._loss = self.over * self._loss + (1 - self.over) * value
-        self._weight = self.over * self._weight + (1 - self.over)
-        return self._loss / self._weight
+        if math.isfinite(value):
+            self._loss = self.over * self._loss + (1 - self.over) * value
+            self._weight = self.over * self._weight + (1 - self.over)
+        return self._loss / self._weight if self._weight else None
 
     def undo(self) -> None:
         """Go back to where the step in progress began."""
