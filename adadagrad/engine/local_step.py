@@ -71,7 +71,7 @@ class Own:
 
     Args:
         examples: Its examples.
-        weight: What they weigh: their number, or their weights in sum; 0 where the update is left out.
+        weight: What they weigh: their number, or their weights in sum; where it is 0 no update is made.
         finite: Whether its loss and gradient are finite.
     """
 
@@ -89,8 +89,12 @@ def own_part(engine: AdaptiveBatch, step: Step) -> Own:
 
     Returns:
         What the rank has to add.
+
+    Raises:
+        InvalidArgument: The step's weights add up to 0, and there is no other rank whose examples may have some.
     """
-    step.mean.refuse_weightless()
+    if engine.parallel.ranks.count == 1:
+        step.mean.refuse_weightless()
     engine._gradients.scale(step.correction)
     examples = sum(step.split.sizes)
     finite = math.isfinite(step.loss) and math.isfinite(engine._gradients.norm())
@@ -182,8 +186,8 @@ def apply(engine: AdaptiveBatch, own: Own) -> GradientStatistics | None:
     Returns:
         What the drifts of a round say of the noise, where they are read.
     """
-    if own.finite and own.examples:
+    if own.weight:
         if engine.max_grad_norm is not None:
             engine._gradients.clip(engine._gradients.norm(), engine.max_grad_norm)
         engine.optimizer.step()
-    return engine.parallel.after_update(own.examples if own.finite else 0, own.weight)
+    return engine.parallel.after_update(own.examples if own.weight else 0, own.weight)

@@ -107,8 +107,8 @@ class MeanLoss:
 
     @property
     def correction(self) -> float:
-        """Factor from the provisional scale to the mean over the weights; 1 without weights."""
-        return self._planned / self._weights if self.weighted else 1.0
+        """Factor from the provisional scale to the mean over the weights; 1 without weights, or where all are 0."""
+        return self._planned / self._weights if self.weighted and self._weights else 1.0
 
     @property
     def _own_loss(self) -> float:
