@@ -200,9 +200,9 @@ class LocalSGD(AbstractParallel):
         return self.log_fields()
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on counting, from the beginning of a round."""
-        self.rounds = int(state["rounds"])
-        self._bytes_before = int(state["bytes_sent"]) - self._ranks.bytes_sent
+        """Go on counting, from the beginning of a round; from 0 where another way of training was saved."""
+        self.rounds = int(state.get("rounds", 0))
+        self._bytes_before = int(state.get("bytes_sent", 0)) - self._ranks.bytes_sent
         self._first = self._last = self._number = 0
 
     @property

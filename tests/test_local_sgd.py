@@ -613,3 +613,61 @@ def test_a_measurement_that_fails_on_one_rank() -> None:
     for reasons, apart in on_ranks(2, weightless_part):
         assert reasons == 3 * ["local step", "measurement failed"]
         assert apart == 0.0
+
+
+def weightless_rank(rank: int) -> Any:
+    """All examples of rank 1 weigh nothing in some steps, as those of a batch of padding do."""
+    models = [make_model(), make_model()]
+    engines = [
+        local(1, OPTIMIZERS["momentum"], model=models[0], total_samples=96),
+        make_engine(
+            DistributedDataParallel(models[1]),
+            OPTIMIZERS["momentum"](models[1].parameters()),
+            policy=ada.ConstantBatch(12),
+            seed=3,
+            total_samples=96,
+        ),
+    ]
+    losses = []
+    for engine in engines:
+
+        def loss(batch: Any, engine: Any = engine) -> Any:
+            weight = batch[3] * float(rank == 0 or engine.steps % 3 != 1)
+            return (F.cross_entropy(engine.model(batch[0]), batch[1], reduction="none") * weight).sum(), weight
+
+        losses.append([d.observation.loss for d in train(engine, loss)])
+    apart = max(abs(a - b) for a, b in zip(*losses, strict=True))
+    return len(losses[0]), apart, engines[0].samples_seen, float((weights(models[0]) - weights(models[1])).abs().max())
+
+
+def test_a_rank_whose_examples_weigh_nothing() -> None:
+    for steps, losses, seen, apart in on_ranks(2, weightless_rank):
+        assert (steps, seen) == (8, 96)
+        assert losses < 1e-12
+        assert apart < 0.02  # a rank without an example leaves its momentum alone
+
+
+def nothing_finite(rank: int) -> Any:
+    """No rank has a finite loss where the second round ends: the loss that `CABS` averages is that of other steps."""
+    measure = ada.Measure(estimator=ada.Worker(), every=1)
+    engine = local(2, policy=ada.CABS(), global_batch_size=12, total_samples=120, measure=measure)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return train(engine, lambda batch: mean_loss(engine.model)(batch) * (math.nan if engine.steps == 3 else 1))
+
+
+def test_a_meeting_without_a_finite_loss_is_forgotten() -> None:
+    for decisions in on_ranks(2, nothing_finite):
+        averages = [d.observation.loss_average for d in decisions[1::2]]
+        assert averages[1] == averages[0]
+        assert all(math.isfinite(average) for average in averages)
+        assert not any(d.reason.startswith("nan") for d in decisions)
+
+
+def test_local_steps_go_on_from_a_run_without_them(tmp_path: Path) -> None:
+    model = make_model()
+    first = make_engine(model, OPTIMIZERS["sgd"](model.parameters()), policy=ada.ConstantBatch(12), seed=3)
+    first.save(tmp_path / "plain.pt")
+    second = local(4)
+    second.load(tmp_path / "plain.pt")
+    assert second.parallel.rounds == 0
