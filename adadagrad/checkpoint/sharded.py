@@ -68,7 +68,7 @@ def save_sharded(path: Path, content: dict[str, Any], ranks: Ranks) -> None:
     from torch.distributed.checkpoint.state_dict_saver import save
 
     rest, tensors = take_out(content)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary, old = path.with_name(path.name + ".tmp"), path.with_name(path.name + ".old.tmp")
 
     def begin() -> None:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -78,11 +78,11 @@ def save_sharded(path: Path, content: dict[str, Any], ranks: Ranks) -> None:
         save_checkpoint(temporary / REST, rest)
         _seal(temporary)
         if path.exists():
-            old = path.with_name(path.name + ".old.tmp")
+            _clear(old)  # which a process that was killed here has left
             path.replace(old)
         temporary.replace(path)
         write_through(path.parent)
-        shutil.rmtree(path.with_name(path.name + ".old.tmp"), ignore_errors=True)
+        _clear(old)
 
     on_first(begin, path, ranks)
     try:
@@ -156,6 +156,14 @@ def on_first(action: Callable[[], None], path: Path, ranks: Ranks) -> None:
         raise error
     if failed:
         raise OSError(f"{path} could not be written on the first rank")
+
+
+def _clear(path: Path) -> None:
+    """Delete a folder, or a file, if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

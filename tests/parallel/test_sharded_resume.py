@@ -215,3 +215,24 @@ def interrupted(rank: int, folder: str) -> Any:
 def test_half_a_checkpoint_is_none(tmp_path: Path) -> None:
     expected = (True, 1, ["step-000000001", "step-000000002"])
     assert on_ranks(2, interrupted, str(tmp_path)) == [expected, expected]
+
+
+def killed_late(rank: int, folder: str) -> Any:
+    """A process killed while the folder that was replaced is deleted leaves it; later saves go on all the same."""
+    engine = build(layers)
+    path = Path(folder) / "model"
+    engine.save(path)
+    left = path.with_name("model.old.tmp")
+    if rank == 0:
+        left.mkdir()
+        (left / "__0_0.distcp").write_bytes(b"old")
+    dist.barrier()
+    train(engine, steps=1)
+    engine.save(path)
+    again = build(layers)
+    again.load(path)
+    return again.steps, sorted(entry.name for entry in Path(folder).iterdir())
+
+
+def test_what_a_replaced_folder_leaves(tmp_path: Path) -> None:
+    assert on_ranks(2, killed_late, str(tmp_path)) == [(1, ["model"])] * 2
