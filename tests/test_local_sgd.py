@@ -671,3 +671,21 @@ def test_local_steps_go_on_from_a_run_without_them(tmp_path: Path) -> None:
     second = local(4)
     second.load(tmp_path / "plain.pt")
     assert second.parallel.rounds == 0
+
+
+def late(rank: int, name: str) -> Any:
+    """Rank 1 has made no update when the ranks first meet, and its optimizer remembers nothing yet."""
+    engine = local(2, OPTIMIZERS[name], total_samples=120)
+    first = (0, 1) if rank == 1 else ()
+    train(engine, lambda batch: mean_loss(engine.model)(batch) * (math.nan if engine.steps in first else 1.0))
+    state = [v for own in engine.optimizer.state.values() for k, v in sorted(own.items()) if k != "step"]
+    return engine.skipped, weights(engine.model), state
+
+
+@pytest.mark.parametrize("name", ["momentum", "adam"])
+def test_a_rank_whose_first_updates_are_left_out(name: str) -> None:
+    (skipped, w, state), (_, other, others) = on_ranks(2, late, name)
+    assert skipped == 2
+    assert torch.equal(w, other)
+    assert len(state) == len(others) > 0
+    assert all(torch.equal(a, b) for a, b in zip(state, others, strict=True))

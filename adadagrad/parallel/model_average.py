@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import zlib
-from typing import Literal, TypeAlias, final
+from typing import Literal, TypeAlias, TypeGuard, final
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ class ModelAverage:
     Trained parameters and floating-point buffers are averaged; under ``"average"`` also the optimizer's state: tensors
     of a parameter's shape (momentum, second moments) and those that stand in a parameter group (AdaGradNorm's
     accumulator). Step counters are left alone. A rank of weight 0 takes part without adding anything, whatever
-    numbers it holds.
+    numbers it holds; where it has made no update yet, its optimizer takes over what the others' remember.
 
     Args:
         model: The same on every rank, but for its values.
@@ -64,13 +64,13 @@ class ModelAverage:
         Raises:
             RanksDisagree: The optimizers' states are not alike, so that they have no mean.
         """
-        tensors: list[Tensor] = [p for p in self._model.parameters() if p.requires_grad]
-        tensors += [buffer for buffer in self._model.buffers() if buffer.is_floating_point()]
-        if self._state == "average":
-            tensors += self._remembered()
-        mark = zlib.crc32(repr([(tuple(t.shape), t.dtype) for t in tensors]).encode())
-        total, marks = self._ranks.sum(weight, float(mark))
-        if marks != self._ranks.count * mark:
+        tensors = self._tensors()
+        total, same = self._compare(weight, tensors)
+        if not same and self._state == "average":
+            self._take_kind(weight)
+            tensors = self._tensors()
+            _, same = self._compare(weight, tensors)
+        if not same:
             raise RanksDisagree(
                 "the ranks' models or optimizers hold different tensors, which have no mean: a parameter had a "
                 'gradient on some ranks only; use optimizer_state="local" or "reset"'
@@ -85,6 +85,31 @@ class ModelAverage:
             initial = {"state": self._initial["state"], "param_groups": groups}
             self._optimizer.load_state_dict(copy.deepcopy(initial))
         return total
+
+    def _tensors(self) -> list[Tensor]:
+        """Return what is averaged."""
+        tensors: list[Tensor] = [p for p in self._model.parameters() if p.requires_grad]
+        tensors += [buffer for buffer in self._model.buffers() if buffer.is_floating_point()]
+        return tensors + self._remembered() if self._state == "average" else tensors
+
+    def _compare(self, weight: float, tensors: list[Tensor]) -> tuple[float, bool]:
+        """Return the sum of the weights, and whether all ranks have tensors of the same kinds."""
+        mark = zlib.crc32(repr([(tuple(t.shape), t.dtype) for t in tensors]).encode())
+        total, marks = self._ranks.sum(weight, float(mark))
+        return total, marks == self._ranks.count * mark
+
+    def _take_kind(self, weight: float) -> None:
+        """Let a rank that has made no update take over what an optimizer remembers, as zeros, from one that has."""
+        own = self._optimizer.state_dict()
+        described = {
+            number: {name: _described(value) for name, value in state.items()} for number, state in own["state"].items()
+        }
+        found = [other for other in self._ranks.gather(described if weight > 0 else None) if other is not None]
+        if weight == 0 and found:
+            state = {
+                number: {name: _zeros(value) for name, value in state.items()} for number, state in found[0].items()
+            }
+            self._optimizer.load_state_dict({**own, "state": state})
 
     def _average(self, tensors: list[Tensor], share: float) -> None:
         flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
@@ -106,7 +131,16 @@ class ModelAverage:
         return found
 
 
-def _has_mean(value: object) -> bool:
+def _described(value: object) -> object:
+    """Return shape and kind of a tensor that has a mean, and anything else, a step counter for example, as it is."""
+    return value.to("meta") if _has_mean(value) and value.dim() else value
+
+
+def _zeros(value: object) -> object:
+    return torch.zeros(value.shape, dtype=value.dtype) if isinstance(value, Tensor) and value.is_meta else value
+
+
+def _has_mean(value: object) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
