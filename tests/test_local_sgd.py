@@ -689,3 +689,40 @@ def test_a_rank_whose_first_updates_are_left_out(name: str) -> None:
     assert torch.equal(w, other)
     assert len(state) == len(others) > 0
     assert all(torch.equal(a, b) for a, b in zip(state, others, strict=True))
+
+
+def with_weights(rank: int) -> Any:
+    """After one local step the mean gradient is that of DistributedDataParallel, weights of examples included."""
+    found = []
+    for estimator in (ada.Worker(), ada.PerExample(), ada.MicroBatch(units=2)):
+        squares = []
+        for apart in (True, False):
+            options: dict[str, Any] = {
+                "policy": ada.NormTest(eta=0.5),
+                "measure": ada.Measure(estimator=estimator, every=1, max_examples=None),
+                "global_batch_size": 13,
+                "total_samples": 52,
+            }
+            model = make_model()
+            if apart:
+                engine = local(1, model=model, **options)
+            else:
+                optimizer = OPTIMIZERS["sgd"](model.parameters())
+                engine = make_engine(DistributedDataParallel(model), optimizer, seed=3, **options)
+
+            def loss(batch: Any, engine: Any = engine) -> Any:
+                rows = F.cross_entropy(engine.model(batch[0]), batch[1], reduction="none")
+                return (rows * batch[3]).sum(), batch[3]
+
+            seen = train(engine, loss, steps=1)[0].observation.gradient
+            squares.append((seen.grad_norm_sq, seen.variance_trace, seen.weight_sq_sum))
+        found.append(squares)
+    return found
+
+
+def test_weights_enter_the_mean_gradient() -> None:
+    for found in on_ranks(2, with_weights):
+        for number, (own, ddp) in enumerate(found):
+            assert own[0] == pytest.approx(ddp[0], rel=1e-10)
+            assert own[2] == pytest.approx(ddp[2], rel=1e-10)
+            assert number > 0 or own[1] == pytest.approx(ddp[1], rel=1e-10)  # of Worker

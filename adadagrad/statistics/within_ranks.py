@@ -1,9 +1,10 @@
 r"""Noise inside each rank, for local steps: every rank measures its own examples around its own mean gradient.
 
-.. math:: V = \frac{\sum_r f_r V_r}{\sum_r f_r}, \qquad s = \Bigl\|\sum_r \frac{n_r}{b} g_r\Bigr\|^2
+.. math:: V = \frac{\sum_r f_r V_r}{\sum_r f_r}, \qquad s = \Bigl\|\sum_r \frac{w_r}{\sum_r w_r} g_r\Bigr\|^2
 
-f_r is one less than the units that rank r has measured. Differences between the ranks' own objectives, which no batch
-size can lower, are not in V; s is that of the mean gradient over ranks, which is formed for it: one vector.
+w_r is what the examples of rank r weigh, their number n_r without weights, and f_r is one less than the units that it
+has measured. Differences between the ranks' own objectives, which no batch size can lower, are not in V; s is that of
+the mean gradient over ranks, which is formed for it: one vector.
 """
 
 from __future__ import annotations
@@ -121,7 +122,8 @@ class WithinRanks(AbstractInstrument):
         freedom = max(units - 1, 0)
         own_error = None if found is None else found.variance_trace_error
         n = float(units if num_examples is None else num_examples)
-        failed, freedoms, total, squares, silent, count, b = self._ranks.sum(
+        weight = n / scale  # a rank's gradient was corrected by n_r / w_r
+        failed, freedoms, total, squares, silent, count, b, weights = self._ranks.sum(
             float(error is not None),
             float(freedom),
             freedom * found.variance_trace if found is not None and freedom else 0.0,
@@ -129,12 +131,13 @@ class WithinRanks(AbstractInstrument):
             float(freedom > 0 and own_error is None),
             float(units),
             n,
+            weight,
         )
         if error is not None:
             raise error
         if failed or found is None:
             raise InvalidMeasurement("the measurement of another rank has failed")
-        mean = self._mean_gradient(n / b)
+        mean = self._mean_gradient(weight / weights)
         s = float(squared_norm([mean]))
         free(mean)
         self._seconds += time.perf_counter() - started

@@ -107,8 +107,11 @@ class WorkerInstrument(AbstractInstrument):
         if unit.part.failure is not None:
             raise unit.part.failure
         with torch.no_grad():
-            local = self.request.gradient == "local"
-            statistics = (self._of_local_steps if local else self._of_a_shared_step)(unit, weight_sq_sum, scale)
+            if self.request.gradient == "local":
+                n = unit.num_examples if num_examples is None else num_examples
+                statistics = self._of_local_steps(unit, weight_sq_sum, n / scale)
+            else:
+                statistics = self._of_a_shared_step(unit, weight_sq_sum, scale)
         self.seconds += time.perf_counter() - started
         return statistics
 
@@ -159,18 +162,27 @@ class WorkerInstrument(AbstractInstrument):
             product = found / unit.weight if unit.weight > 0 else 0.0
         return self._statistics(unit, norm_sq, s, product, weight_sq_sum, scale)
 
-    def _of_local_steps(self, unit: _Unit, weight_sq_sum: float | None, scale: float) -> GradientStatistics:
-        """Return the statistics where `.grad` holds this rank's own mean, of which the mean over ranks is formed."""
+    def _of_local_steps(self, unit: _Unit, weight_sq_sum: float | None, weight: float) -> GradientStatistics:
+        """Return the statistics where `.grad` holds this rank's own mean, of which the mean over ranks is formed.
+
+        Args:
+            unit: The rank's examples.
+            weight_sq_sum: Sum of the squared weights in the mean over ranks.
+            weight: What the rank's examples weigh in it.
+
+        Returns:
+            The record.
+        """
         ranks = self.request.ranks
         trained = [p for p in self.model.parameters() if p.requires_grad]
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]  # as many on all ranks
-        share = unit.num_examples / ranks.sum(float(unit.num_examples))[0]
+        unit.weight = weight if unit.weight > 0 else 0.0
+        share = unit.weight / ranks.sum(unit.weight)[0]
         own = torch.cat([part.flatten() for part in parts])
         mean = ranks.add_(own * share)
         s = float(squared_norm([mean]))
         product = float(inner_product([own], [mean])) if self.request.inner_products else None
         free(mean)
-        unit.weight = float(unit.num_examples)
         return self._statistics(unit, float(squared_norm([own])), s, product, weight_sq_sum, None)
 
     def _statistics(
