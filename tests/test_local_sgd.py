@@ -726,3 +726,20 @@ def test_weights_enter_the_mean_gradient() -> None:
             assert own[0] == pytest.approx(ddp[0], rel=1e-10)
             assert own[2] == pytest.approx(ddp[2], rel=1e-10)
             assert number > 0 or own[1] == pytest.approx(ddp[1], rel=1e-10)  # of Worker
+
+
+def strides(rank: int) -> Any:
+    """Parameters and buffers that do not fill the memory that they lie in."""
+    torch.manual_seed(rank)
+    model = nn.Module()
+    model.turned = nn.Parameter(torch.randn(3, 4).t())
+    model.register_buffer("part", torch.randn(5, 4)[:, 1:3])
+    model.register_buffer("repeated", torch.arange(3).expand(200, 3))
+    model.register_buffer("mask", torch.rand(9) > 0.5)
+    ada.LocalSGD(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    return [tensor.tolist() for tensor in model.state_dict().values()]
+
+
+def test_all_ranks_begin_with_the_same_model_whatever_its_strides() -> None:
+    first, second = on_ranks(2, strides)
+    assert first == second

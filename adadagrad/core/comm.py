@@ -93,7 +93,10 @@ class Ranks:
             The same tensor, holding rank 0's values.
         """
         if self.count > 1:
-            self._wait(tensor, dist.broadcast(tensor, group=self.group, group_src=0, async_op=True))
+            whole = tensor.contiguous()  # a message is memory from its first byte on, whatever the strides are
+            self._wait(whole, dist.broadcast(whole, group=self.group, group_src=0, async_op=True))
+            if whole is not tensor and not torch.equal(whole, tensor):  # an expanded one cannot be written to
+                tensor.copy_(whole)
         return tensor
 
     def first(self, *values: float) -> tuple[float, ...]:
