@@ -575,8 +575,14 @@ def test_going_back_from_the_middle_of_a_round() -> None:
 
 
 def lost_at_the_end(rank: int) -> Any:
+    def loss(batch: Any) -> Any:
+        return mean_loss(engine.model)(batch) * (math.nan if rank == 0 and engine.steps == 5 else 1)
+
+    engine = local(4, total_samples=72, on_nonfinite="stop")
+    with pytest.raises(NonFiniteGradient, match="1 local updates before the end"):
+        train(engine, loss)
     engine = local(4, total_samples=72)
-    train(engine, lambda batch: mean_loss(engine.model)(batch) * (math.nan if rank == 0 and engine.steps == 5 else 1))
+    train(engine, loss)
     return engine.samples_seen, engine.samples_drawn, engine.skipped, weights(engine.model)
 
 

@@ -146,11 +146,7 @@ def meet(engine: AdaptiveBatch, step: Step, own: Own) -> Meeting:
     if weighted and plain:
         raise StepError("either every micro-batch of a step has a weight or none has, on all ranks")
     if updates and (engine.on_nonfinite == "stop" or stuck == ranks.count):
-        raise NonFiniteGradient(
-            f"{updates:.0f} local updates before step {step.number} had a loss or gradient that is not finite: look "
-            'for NaN or infinite numbers in the data, lower the learning rate, or pass on_nonfinite="skip" to leave '
-            f"them out, which ends after {MAX_LEFT_OUT} in a row on all ranks"
-        )
+        raise NonFiniteGradient(_what_is_not_finite(updates, f"step {step.number}"))
     return Meeting(
         loss / weight if weight else math.nan,
         squares / weight**2 if weighted and weight else None,
@@ -165,7 +161,11 @@ def settle(engine: AdaptiveBatch) -> None:
 
     Args:
         engine: The engine, after its last step.
+
+    Raises:
+        NonFiniteGradient: An update was left out and ``on_nonfinite="stop"``.
     """
+    updates = 0.0
     if not engine.parallel.together:
         left = engine.left_out
         examples, updates = engine.parallel.ranks.sum(left.examples, left.updates)
@@ -174,6 +174,16 @@ def settle(engine: AdaptiveBatch) -> None:
         engine.learning_rate.take_back(int(examples))
         engine.skipped += int(updates)
     engine.parallel.finish()
+    if updates and engine.on_nonfinite == "stop":
+        raise NonFiniteGradient(_what_is_not_finite(updates, f"the end, after step {engine.steps},"))
+
+
+def _what_is_not_finite(updates: float, where: str) -> str:
+    return (
+        f"{updates:.0f} local updates before {where} had a loss or gradient that is not finite: look for NaN or "
+        'infinite numbers in the data, lower the learning rate, or pass on_nonfinite="skip" to leave them out, which '
+        f"ends after {MAX_LEFT_OUT} in a row on all ranks"
+    )
 
 
 def apply(engine: AdaptiveBatch, own: Own) -> GradientStatistics | None:
