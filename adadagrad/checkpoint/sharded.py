@@ -18,12 +18,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from adadagrad.checkpoint.file import load_checkpoint, save_checkpoint, write_through
 from adadagrad.checkpoint.tree import Like, put_in, take_out
 from adadagrad.core.comm import Ranks
 from adadagrad.core.errors import CorruptCheckpoint
+
+Content = TypeVar("Content")
 
 REST = "engine.pt"
 """The file that holds all that is not sharded."""
@@ -110,20 +112,7 @@ def load_sharded(path: Path, like: Like, ranks: Ranks) -> dict[str, Any]:
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    rest, error = None, None
-    try:
-        damaged = _damaged(path)
-        if damaged:
-            raise CorruptCheckpoint(f"{path} is damaged ({damaged}): use an earlier one")
-        rest = load_checkpoint(path / REST)
-    except CorruptCheckpoint as problem:
-        error = problem
-    (failed,) = ranks.sum(float(error is not None))
-    if error is not None:
-        raise error
-    if failed or rest is None:
-        raise CorruptCheckpoint(f"{path} cannot be read on {failed:.0f} other ranks: give all the same file system")
-    content, tensors = put_in(rest, like)
+    content, tensors = put_in(on_all(lambda: _verified(path), path, ranks), like)
     try:
         with _alone(ranks):
             reader = _reader(path)
@@ -132,6 +121,33 @@ def load_sharded(path: Path, like: Like, ranks: Ranks) -> dict[str, Any]:
         raise CorruptCheckpoint(f"{path} is not a readable checkpoint ({problem}): use an earlier one") from problem
     result: dict[str, Any] = content
     return result
+
+
+def on_all(load: Callable[[], Content], path: Path, ranks: Ranks) -> Content:
+    """Read something on every rank, or on none.
+
+    Args:
+        load: Reads it.
+        path: The file or folder that it is read from.
+        ranks: The ranks.
+
+    Returns:
+        What `load` returns here.
+
+    Raises:
+        CorruptCheckpoint: It cannot be read, here or on another rank.
+    """
+    content, error = None, None
+    try:
+        content = load()
+    except CorruptCheckpoint as problem:
+        error = problem
+    (failed,) = ranks.sum(float(error is not None))
+    if error is not None:
+        raise error
+    if failed or content is None:
+        raise CorruptCheckpoint(f"{path} cannot be read on {failed:.0f} other ranks: give all the same file system")
+    return content
 
 
 def on_first(action: Callable[[], None], path: Path, ranks: Ranks) -> None:
@@ -182,6 +198,14 @@ def _seal(folder: Path) -> None:
     manifest.write_text(json.dumps(files, indent=1), encoding="utf-8")
     write_through(manifest)
     write_through(folder)
+
+
+def _verified(path: Path) -> dict[str, Any]:
+    """Return what is not sharded in a folder whose files are whole."""
+    damaged = _damaged(path)
+    if damaged:
+        raise CorruptCheckpoint(f"{path} is damaged ({damaged}): use an earlier one")
+    return load_checkpoint(path / REST)
 
 
 def _damaged(folder: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, final
 
 from adadagrad.checkpoint.file import load_checkpoint, save_checkpoint
-from adadagrad.checkpoint.sharded import load_sharded, on_first, save_sharded
+from adadagrad.checkpoint.sharded import load_sharded, on_all, on_first, save_sharded
 from adadagrad.checkpoint.tree import Like, has_shards
 from adadagrad.core.checks import check_integer
 from adadagrad.core.comm import ALONE, Ranks
@@ -118,17 +118,7 @@ def read(path: Path, like: Like, ranks: Ranks) -> dict[str, Any]:
     """
     if max(ranks.sum(float(path.is_dir()))) > 0:
         return load_sharded(path, like, ranks)
-    content, error = None, None
-    try:
-        content = load_checkpoint(path)
-    except CorruptCheckpoint as problem:
-        error = problem
-    (failed,) = ranks.sum(float(error is not None))
-    if error is not None:
-        raise error
-    if failed or content is None:
-        raise CorruptCheckpoint(f"{path} cannot be read on {failed:.0f} other ranks: give all the same file system")
-    return content
+    return on_all(lambda: load_checkpoint(path), path, ranks)
 
 
 def _remove(path: Path) -> None:
