@@ -71,20 +71,23 @@ class WorkerInstrument(AbstractInstrument):
                 "num_examples must be given: call micro_batch(num_examples) with how many examples it averages"
             )
         unit = self._unit = _Unit() if self._unit is None else self._unit
+        sharded = self.request.gradient == "sharded"
+        norms = {} if sharded else unit.norms  # of this micro-batch alone, or of the local sum so far
         try:
-            with self._watching(unit):
+            with self._watching(unit, norms):
                 yield
         except BaseException:
             self.discard()
             raise
         with unit.part.protect():
             weight = total_weight(coefficients, num_examples)
-            if self.request.gradient == "sharded" and unit.weight > 0 and weight > 0:
+            if sharded and unit.weight > 0 and weight > 0:
                 raise UncoveredParameter(
                     "Worker() sees the gradient of one micro-batch of a sharded model, and this rank ran several: "
                     "raise micro_batch_size, or use MicroBatch()"
                 )
-            unit.num_examples += num_examples if weight > 0 else 0
+            if weight > 0:
+                unit.num_examples, unit.norms = unit.num_examples + num_examples, norms
             unit.weight += weight
 
     def close_group(self) -> None:
@@ -133,15 +136,20 @@ class WorkerInstrument(AbstractInstrument):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over nothing."""
 
-    def _watching(self, unit: _Unit) -> AbstractContextManager[None]:
-        """Look at every parameter's local sum as it grows: the last look is the one that counts."""
+    def _watching(self, unit: _Unit, norms: dict[nn.Parameter, Tensor]) -> AbstractContextManager[None]:
+        """Look at every parameter's local sum as it grows: the last look counts. Sharded, there must be one look."""
         if self.request.gradient == "local":
             return nullcontext()  # `.grad` stays the rank's own
 
         def receive(p: nn.Parameter, gradient: Tensor) -> None:
             started = time.perf_counter()
             with unit.part.protect():
-                unit.norms[p] = squared_norm([gradient])
+                if p in norms and self.request.gradient == "sharded":
+                    raise InvalidMeasurement(
+                        "several backward passes ran in one measured micro-batch of a sharded model: run one, on the "
+                        "added losses, or use MicroBatch()"
+                    )
+                norms[p] = squared_norm([gradient])
                 if self.request.inner_products:
                     unit.gradients[p] = gradient.clone()
             self.seconds += time.perf_counter() - started

@@ -21,7 +21,7 @@ def whole(model: nn.Sequential, **options: Any) -> None:
 
 def layers(model: nn.Sequential, **options: Any) -> None:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    for layer in model:
+    for layer in model.children():
         if list(layer.parameters()):
             fully_shard(layer, mesh=mesh, **options)
     fully_shard(model, mesh=mesh, **options)
