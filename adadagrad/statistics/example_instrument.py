@@ -319,10 +319,6 @@ def refuse_sharded(request: Request, *, sketched: bool) -> None:
     """
     if request.gradient != "sharded":
         return
-    if sketched:
-        raise InvalidArgument(
-            "estimator Probe() needs whole gradients, and fully_shard leaves shards: use PerExample()"
-        )
     if request.inner_products:
         raise InvalidArgument(
             "inner products with the gradient cannot be measured example by example where fully_shard leaves each rank "
@@ -332,6 +328,10 @@ def refuse_sharded(request: Request, *, sketched: bool) -> None:
         raise InvalidArgument(
             "the coordinate-wise test needs whole gradients, and fully_shard leaves shards: use NormTest(), or wrap "
             "the model in DistributedDataParallel"
+        )
+    if sketched:
+        raise InvalidArgument(
+            "estimator Probe() needs whole gradients, and fully_shard leaves shards: use PerExample()"
         )
 
 

@@ -114,6 +114,10 @@ def refused(rank: int) -> list[str]:
         (ada.InnerProductTest(theta=0.9), ada.PerExample()),
         (ada.CoordinateNormTest(eta=0.5), ada.MicroBatch()),
         (ada.CoordinateNormTest(eta=0.5), ada.PerExample()),
+        (ada.CoordinateNormTest(eta=0.5), ada.Worker()),
+        (ada.CoordinateNormTest(eta=0.5), ada.Probe()),
+        (ada.InnerProductTest(theta=0.9), ada.Probe()),
+        (ada.NormTest(eta=0.5), ada.Probe()),
     ):
         model = make_model()
         sharding.whole(model)
@@ -142,7 +146,8 @@ def refused(rank: int) -> list[str]:
 
 
 def test_what_cannot_be_given_is_said_at_once() -> None:
-    words = ("MicroBatch", "MicroBatch", "DistributedDataParallel", "DistributedDataParallel", "raise micro_batch_size")
+    coordinates = ["DistributedDataParallel"] * 4
+    words = ("MicroBatch", "MicroBatch", *coordinates, "MicroBatch", "PerExample", "raise micro_batch_size")
     for messages in on_ranks(2, refused):
         for message, word in zip(messages, words, strict=True):
             assert word in message
