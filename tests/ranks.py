@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import socket
 import traceback
@@ -64,11 +65,18 @@ def _run(
     function: Callable[..., Any], rank: int, count: int, port: int, queue: Any, arguments: tuple[Any, ...]
 ) -> None:
     torch.set_num_threads(1)
+    status = 1
     try:
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=count)
         try:
             queue.put((rank, pickle.dumps(function(rank, *arguments))))
+            status = 0
         finally:
             dist.destroy_process_group()
-    except Exception as error:
+    except BaseException as error:  # what pytest fails with is no Exception
         queue.put((rank, RuntimeError(f"rank {rank}: {error!r}\n{traceback.format_exc()}")))
+    # Without the interpreter's own end, in which a thread of gloo may let go of a message that FSDP2 has sent, and
+    # torch 2.13 aborts the process (LOG.md). How a process ends after DDP, tests/docs/test_launch.py looks at.
+    queue.close()
+    queue.join_thread()
+    os._exit(status)

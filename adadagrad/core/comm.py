@@ -130,10 +130,23 @@ class Ranks:
         return found
 
     def _wait(self, message: Tensor, work: Any) -> None:
-        work.wait()
-        size = message.numel() * message.element_size()
-        self._traffic.bytes += size
-        _LATEST[size <= SMALL].append(work)
+        self._traffic.bytes += wait(message, work)
+
+
+def wait(message: Tensor, work: Any) -> int:
+    """Wait for a message, and keep it for as long as it is among the latest.
+
+    Args:
+        message: What is sent.
+        work: What torch.distributed has returned for it, under ``async_op=True``.
+
+    Returns:
+        Its bytes.
+    """
+    work.wait()
+    size = message.numel() * message.element_size()
+    _LATEST[size <= SMALL].append(work)
+    return size
 
 
 def free(tensor: Tensor) -> None:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from adadagrad.core.comm import wait
 from adadagrad.core.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Place:
             return value
         message = value.to(self.mesh.device_type)
         for dim in self.dims:
-            dist.all_reduce(message, group=self.mesh.get_group(dim))
+            wait(message, dist.all_reduce(message, group=self.mesh.get_group(dim), async_op=True))
         return message.to(value.device)
 
 
