@@ -211,19 +211,19 @@ class LocalSGD(AbstractParallel):
 
     def _meet(self) -> GradientStatistics | None:
         steps, start, self._start = self._number - self._first + 1, self._start, []
-        n, moved, self._first = self._examples, self._moved(start), 0
-        self._average.form(self._weight)
+        n, w, moved, self._first = self._examples, self._weight, self._moved(start), 0
+        self._average.form(w)
         self.rounds += 1
         if not start:
             return None
-        count, total, squares = self._ranks.sum(float(n > 0), float(n), n * moved)
+        count, total, weights, squares = self._ranks.sum(float(n > 0), float(n), w, w * moved)
         if count < 2:
             return None
         mean_moved = self._moved(start)
         return GradientStatistics(
             num_examples=max(round(total / steps), 1),
             grad_norm_sq=mean_moved / steps**2,
-            variance_trace=max(squares - total * mean_moved, 0.0) / (count - 1) / steps**2,
+            variance_trace=total * max(squares / weights - mean_moved, 0.0) / (count - 1) / steps**2,
             num_units=int(count),
             kind="drift",
             weight_sq_sum=1 / total,

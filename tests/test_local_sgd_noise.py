@@ -169,3 +169,26 @@ def test_weights_enter_the_mean_gradient() -> None:
             assert own[0] == pytest.approx(ddp[0], rel=1e-10)
             assert own[2] == pytest.approx(ddp[2], rel=1e-10)
             assert number > 0 or own[1] == pytest.approx(ddp[1], rel=1e-10)  # of Worker
+
+
+def weighted_drifts(rank: int) -> Any:
+    """Two local steps of 6 and 5 examples a rank, whose weights differ from rank to rank."""
+    model = nn.Linear(3, 1, bias=False).double()
+    parallel = ada.LocalSGD(model, torch.optim.SGD(model.parameters(), lr=0.1), 2, noise="drifts")
+    seen = None
+    for number in (1, 2):
+        parallel.begin_step(number, 0)
+        with torch.no_grad():
+            model.weight += torch.tensor([[1.0, 2.0, -1.0], [3.0, 1.0, 0.5]][rank]).double()
+        seen = parallel.after_update(6 - rank, [4.0, 20.0][rank])
+    return seen
+
+
+def test_weights_enter_the_drifts_as_they_enter_the_mean() -> None:
+    moved = torch.tensor([[1.0, 2.0, -1.0], [3.0, 1.0, 0.5]])  # a local step, on average
+    weights = torch.tensor([4.0, 20.0]) / 24.0
+    mean = weights @ moved
+    for seen in on_ranks(2, weighted_drifts):
+        assert seen.num_examples == 11
+        assert seen.grad_norm_sq == pytest.approx(float(mean @ mean))
+        assert seen.variance_trace == pytest.approx(22 * float(weights @ (moved - mean).square().sum(1)))
