@@ -191,6 +191,7 @@ class AdaptiveBatch:
             self.parallel, optimizer, policy, measure, rate=rate, dataset_size=self.dataset_size, errors=sure
         )
         self.measuring.refuse_small(self.global_batch_size)
+        self.measuring.refuse_large(self.max_batch_size, micro_batch_size)
         self.samples_seen = self.samples_drawn = self.steps = self.skipped = 0
         self.nonfinite_requests = 0  # of the policy; they never change the batch size, but for `on_infinite="cap"`
         self.seconds = 0.0

@@ -107,6 +107,23 @@ class Measuring:
                 f"{' with its error' if self._errors else ''}, got {global_batch_size}"
             )
 
+    def refuse_large(self, max_batch_size: int, micro_batch_size: int) -> None:
+        """Refuse a cap under which the estimator could not measure any more.
+
+        Args:
+            max_batch_size: The largest batch, over all ranks.
+            micro_batch_size: Most examples in one forward.
+
+        Raises:
+            InvalidArgument: `Worker` measures a sharded model, which takes one micro-batch a rank.
+        """
+        most = micro_batch_size * self._ranks.count
+        if self._request.gradient == "sharded" and isinstance(self.estimator, Worker) and max_batch_size > most:
+            raise InvalidArgument(
+                f"max_batch_size must be <= {most} for Worker() to measure a sharded model, one micro-batch a rank, "
+                f"got {max_batch_size}: lower it, raise micro_batch_size, or use MicroBatch()"
+            )
+
     def split(self, number: int, share: Share, micro_batch_size: int, *, wanted: bool) -> Split:
         """Return the split of a step, and whether it is measured.
 

@@ -30,8 +30,8 @@ class Worker(AbstractEstimator):
     steps (`LocalSGD`) also one sum over ranks of a vector of the model's size, at each measurement.
 
     Under `fully_shard` the norm of a rank's gradient is taken in the backward, before it is cut up and sent, and a rank
-    must run its part of a measured step in one micro-batch (others may weigh nothing). A step that has outgrown this
-    stops the run, with an `UncoveredParameter`: let max_batch_size be at most the ranks times micro_batch_size.
+    must run its part of a measured step in one micro-batch (others may weigh nothing): `AdaptiveBatch` refuses a
+    max_batch_size above the ranks times micro_batch_size.
 
     A rank's own gradient is read by post-accumulate hooks, before `DistributedDataParallel` averages it: unlike its
     communication hook, of which there is one, they leave the user's in place.

@@ -158,7 +158,8 @@ def masked(rank: int, shard: str | None) -> Any:
         model = DistributedDataParallel(model)
     else:
         getattr(sharding, shard)(model)
-    engine = engine_for(model, ada.Worker(), ada.NormTest(eta=100.0), micro_batch_size=6)
+    engine = engine_for(model, ada.Worker(), ada.NormTest(eta=100.0))
+    engine.micro_batch_size = 6
     found = []
     for step in engine:
         calls: list[int] = []

@@ -132,22 +132,27 @@ def refused(rank: int) -> list[str]:
         messages.append(str(error.value))
     model = make_model()
     sharding.whole(model)
-    engine = make_engine(
-        model,
-        torch.optim.SGD(model.parameters(), lr=0.1),
-        policy=ada.NormTest(eta=0.5),
-        measure=ada.Measure(estimator=ada.Worker(), every=1),
-        global_batch_size=40,
-        micro_batch_size=8,
-    )
-    with pytest.raises(UncoveredParameter) as error:
+    options = {
+        "policy": ada.NormTest(eta=0.5),
+        "measure": ada.Measure(estimator=ada.Worker(), every=1),
+        "global_batch_size": 12,
+        "micro_batch_size": 8,
+    }
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(InvalidArgument) as error:
+        make_engine(model, optimizer, **options)
+    messages.append(str(error.value))
+    engine = make_engine(model, optimizer, max_batch_size=16, **options)
+    engine.micro_batch_size = 4  # as after memory has run out
+    with pytest.raises(UncoveredParameter) as late:
         train(engine)
-    return [*messages, str(error.value)]
+    return [*messages, str(late.value)]
 
 
 def test_what_cannot_be_given_is_said_at_once() -> None:
     coordinates = ["DistributedDataParallel"] * 4
-    words = ("MicroBatch", "MicroBatch", *coordinates, "MicroBatch", "PerExample", "raise micro_batch_size")
+    words = ("MicroBatch", "MicroBatch", *coordinates, "MicroBatch", "PerExample", "max_batch_size must be <= 16")
+    words = (*words, "raise micro_batch_size")
     for messages in on_ranks(2, refused):
         for message, word in zip(messages, words, strict=True):
             assert word in message
