@@ -75,6 +75,36 @@ def check_integer(minimum: int, **values: int) -> None:
             raise InvalidArgument(f"{name} must be >= {minimum}, got {value}")
 
 
+def check_betas(name: str, values: object) -> None:
+    """Require two weights of the past, each at least 0 and below 1.
+
+    Args:
+        name: The argument's name.
+        values: The pair given.
+
+    Raises:
+        InvalidArgument: It is no pair, or one of them is out of range.
+    """
+    if not isinstance(values, tuple | list) or len(values) != 2:
+        raise InvalidArgument(f"{name} must be two numbers such as (0.9, 0.999), got {values!r}")
+    for index, value in enumerate(values):
+        check_below_one(**{f"{name}[{index}]": value})
+
+
+def check_below_one(**values: float) -> None:
+    """Require every value to be at least 0 and below 1.
+
+    Args:
+        **values: The arguments by name.
+
+    Raises:
+        InvalidArgument: A value lies outside, is NaN or not a number.
+    """
+    for name, value in values.items():
+        if not _is_number(value) or not 0 <= value < 1:
+            raise InvalidArgument(f"{name} must be >= 0 and below 1, got {value!r}{_remedy(value, 'float')}")
+
+
 def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
     """Require a word to be one of a fixed set; the error suggests the nearest.
 

@@ -116,6 +116,35 @@ def inner_product(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     return torch.stack([place.add_(torch.stack(products).sum()) for place, products in sums.items()]).sum()
 
 
+def tensor_norms(tensors: Sequence[Tensor], like: Sequence[Tensor] | None = None) -> Tensor:
+    r"""Return \|x\| of each tensor by itself, in its own precision and at least in float32.
+
+    Args:
+        tensors: Dense real tensors on one device, DTensors among them or not; at least one.
+        like: For tensors that are this rank's parts of larger ones: DTensors that lie on the ranks as those do.
+
+    Returns:
+        (n,) norms on that device. A collective of 8 n bytes for each mesh where there are DTensors.
+
+    Example:
+        >>> tensor_norms([torch.tensor([3.0, 4.0]), torch.ones(4)]).tolist()
+        [5.0, 2.0]
+    """
+    parts = [local_part(t).detach() for t in tensors]
+    dtypes = [torch.promote_types(part.dtype, torch.float32) for part in parts]
+    norms = torch.stack([torch.linalg.vector_norm(p, dtype=d) for p, d in zip(parts, dtypes, strict=True)])
+    placed = tensors if like is None else like
+    if all_plain(placed):
+        return norms
+    squares = norms.double().square()
+    places: dict[Place, list[int]] = {}
+    for index, tensor in enumerate(placed):
+        places.setdefault(place_of(tensor), []).append(index)
+    for place, indices in places.items():
+        squares[indices] = place.add_(squares[indices])
+    return squares.sqrt().to(norms.dtype)
+
+
 def quick_norm(tensors: Sequence[Tensor]) -> float:
     r"""Return \|x\| in the tensors' own precision, for clipping and for finding NaN; not for statistics.
 
