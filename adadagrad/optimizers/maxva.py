@@ -1,0 +1,212 @@
+r"""MaxVA: weights of the past that make the observed variance of each coordinate as large as it can be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adadagrad.core.checks import check_at_least, check_below_one, check_positive
+from adadagrad.core.errors import InvalidArgument
+from adadagrad.core.shards import local_part
+from adadagrad.optimizers.base import AbstractOptimizer
+
+
+class AbstractMaxVA(AbstractOptimizer):
+    r"""An optimizer whose second moment forgets at a rate that each coordinate chooses at each step.
+
+    .. math:: \tilde u_t = B_t \tilde u_{t-1} + (1 - B_t) g_t, \quad
+        \tilde v_t = B_t \tilde v_{t-1} + (1 - B_t) g_t^2, \quad w_t = B_t w_{t-1} + (1 - B_t)
+
+    .. math:: B_t = \operatorname{clip} \Big( \frac{D + s^2}{w_{t-1} (D - s^2) + D + s^2}, B_{lo}, B_{hi} \Big), \quad
+        D = (g_t - u_{t-1})^2, \quad u = \tilde u / w, \quad s^2 = \tilde v / w - u^2
+
+    In code: ``grad_avg``, ``grad_avg_sq`` and ``weight``, all starting at 0. s² is clamped at 0. Where D = s² = 0 (a
+    constant gradient) B is B_lo, as in the published code.
+    """
+
+    def variance(self, param: Tensor) -> Tensor:
+        """Return the observed variance s² of each entry of a parameter.
+
+        It is made large on purpose, and lags behind a change of the batch size: an indicator, no estimate.
+
+        Args:
+            param: One of the parameters.
+
+        Returns:
+            Tensor of its shape [grad^2], of this rank's part where it is sharded; zeros before its first step.
+        """
+        if "weight" not in self.state[param]:
+            return torch.zeros_like(local_part(param))
+        average, square, weight = _averages(self.state[param])
+        mean = average / weight
+        return (square / weight - mean * mean).clamp(min=0)
+
+    def betas_of(self, param: Tensor) -> Tensor:
+        """Return the weights of the past that the gradient which is there would be given by `step`.
+
+        Args:
+            param: One of the parameters, with a gradient.
+
+        Returns:
+            Tensor of its shape, between B_lo and B_hi.
+
+        Raises:
+            InvalidArgument: It has no gradient.
+        """
+        if param.grad is None:
+            raise InvalidArgument("betas_of needs a parameter with a gradient: call it between backward and step")
+        group = next(g for g in self.param_groups if any(p is param for p in g["params"]))
+        grad = local_part(param.grad)
+        state = self.state[param] if "weight" in self.state[param] else None
+        us, vs, ws = ([t] for t in (_averages(state) if state else 3 * (torch.zeros_like(grad),)))
+        return 1 - weights_of_new(us, vs, ws, [-grad if group["maximize"] else grad], group["beta_range"])[0]
+
+    def beta_stats(self) -> dict[str, tuple[float, float, float]]:
+        """Return where the betas of the present gradient lie.
+
+        Returns:
+            For each parameter with a gradient, by name or number: the shares of entries at B_lo, at B_hi, and between.
+        """
+        found = {}
+        for name, param, group in self._named():
+            if param.grad is not None:
+                betas = self.betas_of(param)
+                low, high = group["beta_range"]
+                at_low = float((betas <= low * (1 + 1e-6)).double().mean())
+                at_high = float((betas >= high * (1 - 1e-6)).double().mean()) if high > low else 0.0
+                found[name] = (at_low, at_high, 1 - at_low - at_high)
+        return found
+
+    def noise_proxy(self) -> dict[str, float]:
+        """Return sum s² over sum u², a cheap indicator of noise against signal; biased high, because s² is maximised.
+
+        Returns:
+            For each parameter by name or number, and for all together under ``"all"``; infinite where u is 0.
+        """
+        found, totals = {}, [0.0, 0.0]
+        for name, param, _ in self._named():
+            if "weight" in self.state[param]:
+                average, _, weight = _averages(self.state[param])
+                sums = float(self.variance(param).double().sum()), float((average / weight).double().square().sum())
+                totals = [total + part for total, part in zip(totals, sums, strict=True)]
+                found[name] = sums[0] / sums[1] if sums[1] else float("inf")
+        return {**found, "all": totals[0] / totals[1] if totals[1] else float("inf")}
+
+    def _named(self) -> list[tuple[str, Tensor, dict[str, Any]]]:
+        """Return all parameters with a name, or with their number, and their groups."""
+        found: list[tuple[str, Tensor, dict[str, Any]]] = []
+        for group in self.param_groups:
+            names = group.get("param_names") or [str(len(found) + i) for i in range(len(group["params"]))]
+            found += [(name, param, group) for name, param in zip(names, group["params"], strict=True)]
+        return found
+
+
+def check_maxva(options: Mapping[str, Any]) -> None:
+    """Refuse options out of range that both optimizers have.
+
+    Args:
+        options: Of a group.
+
+    Raises:
+        InvalidArgument: One is.
+    """
+    check_at_least(0, lr=float(options["lr"]), weight_decay=options["weight_decay"])
+    check_below_one(momentum=options["momentum"])
+    check_positive(eps=options["eps"])
+    values = options["beta_range"]
+    if not isinstance(values, tuple | list) or len(values) != 2:
+        raise InvalidArgument(f"beta_range must be two numbers such as (0.5, 0.999), got {values!r}")
+    check_below_one(**{"beta_range[0]": values[0], "beta_range[1]": values[1]})
+    if values[0] > values[1]:
+        raise InvalidArgument(f"beta_range must be (smallest, largest), got {values!r}: turn it round")
+
+
+def weights_of_new(
+    averages: list[Tensor],
+    squares: list[Tensor],
+    weights: list[Tensor],
+    grads: list[Tensor],
+    beta_range: tuple[float, float],
+) -> list[Tensor]:
+    r"""Return 1 - B_t for each coordinate.
+
+    Args:
+        averages: ũ_{t-1}.
+        squares: ṽ_{t-1}.
+        weights: w_{t-1}.
+        grads: g_t.
+        beta_range: B_lo and B_hi.
+
+    Returns:
+        New tensors of the same shapes.
+    """
+    low, high = beta_range
+    tiny = torch.finfo(averages[0].dtype).tiny
+    if low == high:
+        return [torch.full_like(weight, 1 - low) for weight in weights]
+    divisors = torch._foreach_maximum(weights, tiny)
+    means = torch._foreach_div(averages, divisors)
+    spreads = torch._foreach_div(squares, divisors)  # v, then s^2 = v - u^2
+    torch._foreach_addcmul_(spreads, means, means, -1)
+    torch._foreach_clamp_min_(spreads, 0)
+    torch._foreach_sub_(means, grads)
+    torch._foreach_mul_(means, means)  # D
+    sums = torch._foreach_add(means, spreads)
+    torch._foreach_sub_(means, spreads)
+    torch._foreach_mul_(means, weights)
+    torch._foreach_add_(means, sums)
+    torch._foreach_add_(means, tiny)  # 0 / 0 becomes 0, and so B_lo
+    torch._foreach_div_(sums, means)
+    torch._foreach_clamp_min_(sums, low)
+    torch._foreach_clamp_max_(sums, high)
+    torch._foreach_neg_(sums)
+    torch._foreach_add_(sums, 1)
+    return list(sums)
+
+
+def remember(
+    averages: list[Tensor], squares: list[Tensor], weights: list[Tensor], grads: list[Tensor], news: list[Tensor]
+) -> None:
+    """Let the three averages take in a gradient, in place.
+
+    Args:
+        averages: ũ.
+        squares: ṽ.
+        weights: w.
+        grads: g.
+        news: 1 - B; changed.
+    """
+    torch._foreach_lerp_(averages, grads, news)
+    torch._foreach_lerp_(squares, torch._foreach_mul(grads, grads), news)
+    torch._foreach_sub_(news, torch._foreach_mul(weights, news))  # w <- w + (1 - B)(1 - w)
+    torch._foreach_add_(weights, news)
+
+
+def denominators(
+    squares: list[Tensor], weights: list[Tensor], highest: list[Tensor] | None, eps: float
+) -> list[Tensor]:
+    r"""Return sqrt(ṽ / w) + eps, or with `highest` the largest root so far.
+
+    Args:
+        squares: ṽ.
+        weights: w, positive.
+        highest: The largest roots so far, which are changed; None to do without.
+        eps: > 0 [grad].
+
+    Returns:
+        New tensors.
+    """
+    roots = torch._foreach_div(squares, weights)
+    torch._foreach_sqrt_(roots)
+    if highest is not None:
+        torch._foreach_maximum_(highest, roots)
+        torch._foreach_copy_(roots, highest)
+    torch._foreach_add_(roots, eps)
+    return list(roots)
+
+
+def _averages(state: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    return local_part(state["grad_avg"]), local_part(state["grad_avg_sq"]), local_part(state["weight"])
