@@ -53,6 +53,11 @@ class Extrapolating(Protocol):
 class TakesGradients(Protocol):
     """An optimizer that takes gradients out of `.grad` as a backward makes them."""
 
+    @property
+    def takes_gradients(self) -> bool:
+        """Whether it does so, as it is set up."""
+        ...
+
     def gradients(self) -> list[Tensor]:
         """Return what it has taken and not yet used, to be scaled and clipped in place."""
         ...

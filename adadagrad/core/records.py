@@ -49,6 +49,8 @@ class GradientStatistics:
         variance_trace_error: Approximate standard error of V [grad^2]; None for fewer than three units.
         grad_norm_sq_error: Approximate standard error of s as an estimate of its mean, |grad F|^2 + V sum c_i^2
             [grad^2]; None without Vp.
+        displaced: Whether gradients were taken away from the parameters, as extrapolating optimizers do: s, V and the
+            rest then hold at the places where each rank evaluated, and V contains how far these lie apart.
 
     Example:
         >>> stats = GradientStatistics(num_examples=4, grad_norm_sq=5.0, variance_trace=9.0)
@@ -66,6 +68,7 @@ class GradientStatistics:
     weight_sq_sum: float | None = None
     variance_trace_error: float | None = None
     grad_norm_sq_error: float | None = None
+    displaced: bool = False
 
     @property
     def mean_variance_factor(self) -> float:

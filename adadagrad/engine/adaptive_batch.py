@@ -23,6 +23,7 @@ from adadagrad.core.protocols import BatchSizePolicy, LearningRateRule, Learning
 from adadagrad.core.records import BatchPlan
 from adadagrad.core.settings import Bounds, Measure
 from adadagrad.engine.arguments import (
+    check_optimizer,
     check_settings,
     check_types,
     examples_in_all,
@@ -82,6 +83,8 @@ class AdaptiveBatch:
         grad_scaler: Scales losses for float16 autocast, which `loss_function` opens. Statistics and clipping see the
             gradient without the scale; a step that overflows is drawn and not seen, and no ``on_nonfinite="stop"``.
         max_grad_norm: Clip the gradient to this norm, after the statistics; None does not clip.
+        replay: Keep a step's micro-batches until `update`, which hands the optimizer a closure that evaluates them
+            again: for `MARS(mode="exact")`, LBFGS. Needs `Step.run`.
         on_nonfinite: ``"skip"`` leaves out the update of a step whose loss or gradient is not finite,
             ``"stop"`` raises `NonFiniteGradient` before it.
         epoch_boundary: ``"cross"`` lets a batch span two epochs; ``"short"`` cuts it at the end of the epoch,
@@ -128,6 +131,7 @@ class AdaptiveBatch:
         parallel: AbstractParallel | None = None,
         grad_scaler: torch.amp.GradScaler | None = None,
         max_grad_norm: float | None = None,
+        replay: bool = False,
         on_nonfinite: Literal["skip", "stop"] = "skip",
         epoch_boundary: Literal["cross", "short"] = "cross",
         seed: int = 0,
@@ -149,6 +153,8 @@ class AdaptiveBatch:
         self.model, self.optimizer, self.policy = model, optimizer, policy
         self.parallel = recognise(model, parallel)
         self.scaling = LossScale(grad_scaler, self.parallel)
+        self.replay = replay
+        check_optimizer(self)
         ranks = self.parallel.ranks
         self.bounds = Bounds() if bounds is None else bounds
         check_confidence(self.bounds, policy, measure)

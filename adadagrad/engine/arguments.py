@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from adadagrad.core.checks import check_integer, check_positive
 from adadagrad.core.errors import InvalidArgument
+from adadagrad.core.optimizing import Extrapolating, Reevaluating, TakesGradients
 from adadagrad.core.protocols import BatchSizePolicy
 from adadagrad.core.records import Observation
 from adadagrad.core.settings import Bounds, Measure
@@ -17,6 +19,9 @@ from adadagrad.parallel import AbstractParallel
 from adadagrad.policies.base import AbstractPolicy
 from adadagrad.policies.bounds import check_bounds
 from adadagrad.rates.base import AbstractRate
+
+if TYPE_CHECKING:
+    from adadagrad.engine.adaptive_batch import AdaptiveBatch
 
 DEFAULT_BATCH_SIZE = 64
 """First batch size where neither the user nor a schedule names one."""
@@ -27,7 +32,7 @@ def check_types(model: object, optimizer: object, policy: object) -> None:
 
     Args:
         model: Must be a module with dense gradients.
-        optimizer: Must be a torch optimizer whose step needs no closure.
+        optimizer: Must be a torch optimizer.
         policy: Must be a policy's instance.
 
     Raises:
@@ -37,7 +42,6 @@ def check_types(model: object, optimizer: object, policy: object) -> None:
         raise InvalidArgument(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise InvalidArgument(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    _refuse_closures(optimizer)
     _refuse_sparse(model)
     if isinstance(policy, type):
         raise InvalidArgument(f"policy must be an instance, got the class: write {policy.__name__}()")
@@ -212,14 +216,58 @@ def smallest_allowed(min_batch_size: int | None, first: int) -> int:
     return min_batch_size
 
 
-def _refuse_closures(optimizer: torch.optim.Optimizer) -> None:
-    """Refuse optimizers such as LBFGS, which evaluate the loss several times in one update."""
-    parameters = list(inspect.signature(type(optimizer).step).parameters.values())[1:]
-    if any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+def check_optimizer(engine: AdaptiveBatch) -> None:
+    """Refuse an optimizer that wants of the engine, or of its ranks, what they are not set up for.
+
+    Args:
+        engine: The engine; its optimizer, ranks, loss scale and `replay` are known.
+
+    Raises:
+        InvalidArgument: The optimizer needs a closure and there is no `replay`, or what is evaluated again would not be
+            the same; or it needs gradients of each rank, or takes them away where ranks still average them.
+    """
+    optimizer, parallel, name = engine.optimizer, engine.parallel, type(engine.optimizer).__name__
+    again = optimizer.needs_closure if isinstance(optimizer, Reevaluating) else needs_closure(optimizer)
+    if again and not engine.replay:
         raise InvalidArgument(
-            f"optimizer {type(optimizer).__name__} needs a closure that evaluates the loss again, and a step's batch "
-            "is evaluated once: use an optimizer whose step() needs no argument, for example Adagrad"
+            f"optimizer {name} needs a closure that evaluates a step's batch again: pass replay=True, or use an "
+            "optimizer whose step() needs none, for example Adagrad"
         )
+    if engine.replay and engine.scaling.enabled:
+        raise InvalidArgument("replay does not go with grad_scaler: use bfloat16, which needs no loss scale")
+    if engine.replay or isinstance(optimizer, Extrapolating):
+        _refuse_changing_weights(engine.model, "replay" if engine.replay else name)
+    together = parallel.ranks.count > 1 and parallel.gradient != "local"
+    if isinstance(optimizer, Extrapolating) and optimizer.needs_local_gradients and together:
+        raise InvalidArgument(
+            f"optimizer {name} displaces each rank along its own past gradient, and is not shown it: call "
+            "optimizer.keep_local_gradients(model) with the DistributedDataParallel model, or choose another perturb"
+        )
+    if isinstance(optimizer, TakesGradients) and optimizer.takes_gradients and together:
+        raise InvalidArgument(
+            f"optimizer {name} takes gradients out of .grad before the ranks have averaged them: pass "
+            "free_gradients=False"
+        )
+
+
+def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether an optimizer such as LBFGS cannot step without a closure.
+
+    Args:
+        optimizer: Any torch optimizer.
+    """
+    parameters = list(inspect.signature(type(optimizer).step).parameters.values())[1:]
+    return any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+
+
+def _refuse_changing_weights(model: nn.Module, what: str) -> None:
+    """Refuse embedding tables that a forward shortens: that would be undone with the place where it was evaluated."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm:
+            raise InvalidArgument(
+                f"{what} evaluates the model at other parameters and puts them back, and {name or 'the model'} "
+                "changes its own weights in a forward: build it without max_norm"
+            )
 
 
 def _refuse_sparse(model: nn.Module) -> None:

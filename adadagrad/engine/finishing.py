@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 from adadagrad.batching import make_plan
 from adadagrad.core.errors import NonFiniteGradient
+from adadagrad.core.optimizing import Reevaluating
 from adadagrad.core.records import Decision, GradientStatistics, Observation
 from adadagrad.engine.agreement import agree
 from adadagrad.engine.deciding import Answer, decide
 from adadagrad.engine.local_step import apply, meet, own_part
 from adadagrad.engine.log_records import rate_fields, step_record, times
+from adadagrad.engine.replay import ReplayNotFinite, apply_update
 from adadagrad.engine.saving import save_if_due
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ def finish_step(engine: AdaptiveBatch, step: Step) -> Decision:
         InvalidArgument: The step's weights add up to 0.
         NonFiniteGradient: Loss or gradient is not finite and ``on_nonfinite="stop"``, or `MAX_SKIPPED` steps in a
             row were skipped.
+        ReplayNotFinite: The same where the optimizer has evaluated the batch again.
     """
     if engine.parallel.gradient == "local":
         return _finish_local_step(engine, step)
@@ -61,7 +64,7 @@ def finish_step(engine: AdaptiveBatch, step: Step) -> Decision:
     agreed = agree(engine, step, stop=engine.stop_requested, failure=engine.measuring.failure)
     engine.stop_agreed |= agreed.stop
     step.mean.refuse_weightless()
-    gradients.scale(step.correction)
+    gradients.correct(step.correction)
     loss = step.loss
     norm = gradients.norm()
     if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -80,7 +83,12 @@ def finish_step(engine: AdaptiveBatch, step: Step) -> Decision:
             seen = Seen(own=statistics, combined=combined)
     if engine.max_grad_norm is not None:
         gradients.clip(norm, engine.max_grad_norm)
-    engine.optimizer.step()
+    try:
+        apply_update(engine, step)
+    except ReplayNotFinite:
+        if engine.on_nonfinite == "stop" or not isinstance(engine.optimizer, Reevaluating):
+            raise
+        return _skip(engine, step, math.nan)
     _count(engine, step)
     engine.scaling.move(finite=True)
     engine.samples_seen += step.global_batch_size
@@ -103,7 +111,7 @@ def _finish_local_step(engine: AdaptiveBatch, step: Step) -> Decision:
             engine.learning_rate.measured(statistics)
             combined, reason = engine.measuring.combine(statistics)
             seen = Seen(own=statistics, combined=combined)
-    shown = apply(engine, own)
+    shown = apply(engine, step, own)
     if shown is not None:
         combined, reason = engine.measuring.combine(shown)
         seen = Seen(own=shown, combined=combined)
@@ -123,7 +131,7 @@ def _finish_local_step(engine: AdaptiveBatch, step: Step) -> Decision:
 def _count(engine: AdaptiveBatch, step: Step) -> None:
     """Take note that a step is over, applied or left out: from here on it cannot be undone."""
     engine._gradients.clear()
-    step.finished = True
+    step.finished, step.again = True, None
     engine.steps += 1
     engine.samples_drawn += step.global_batch_size
     engine._assembler.seek(engine.samples_drawn)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from adadagrad.core.errors import InvalidArgument, LeftoverGradients
+from adadagrad.core.optimizing import Extrapolating, TakesGradients
 from adadagrad.core.shards import local_part
 from adadagrad.core.vectors import quick_norm, squared_norm
 
@@ -44,7 +45,7 @@ class Gradients:
                 "model has no parameter that requires grad, so there is nothing to train: call requires_grad_(True) on "
                 "what should learn"
             )
-        self._names, self._parameters = names, list(names)
+        self._names, self._parameters, self._optimizer = names, list(names), optimizer
 
     def refuse_leftovers(self) -> None:
         """Refuse to start a step over gradients that are already there.
@@ -58,10 +59,16 @@ class Gradients:
                     f"{self._names[p]}.grad holds a gradient from outside the step, which would be added to the "
                     "batch's: call optimizer.zero_grad() before the next step"
                 )
+        if isinstance(self._optimizer, TakesGradients) and self._optimizer.gradients():
+            raise LeftoverGradients(
+                f"{type(self._optimizer).__name__} holds a gradient from outside the step, which would be added to the "
+                "batch's: call optimizer.zero_grad() before the next step"
+            )
 
     def present(self) -> list[Tensor]:
         """Return the gradients that are there."""
-        return [p.grad for p in self._parameters if p.grad is not None]
+        there = [p.grad for p in self._parameters if p.grad is not None]
+        return there + self._optimizer.gradients() if isinstance(self._optimizer, TakesGradients) else there
 
     def scale(self, factor: float) -> None:
         """Multiply every gradient by a factor; by 1 does nothing at all.
@@ -74,6 +81,16 @@ class Gradients:
         gradients = [local_part(gradient) for gradient in self.present()]
         if gradients:
             torch._foreach_mul_(gradients, factor)
+
+    def correct(self, factor: float) -> None:
+        """Multiply every gradient by a factor, and what the optimizer has kept of it during the backward.
+
+        Args:
+            factor: Any number; 1 does nothing at all.
+        """
+        self.scale(factor)
+        if factor != 1.0 and isinstance(self._optimizer, Extrapolating):
+            self._optimizer.scale_local_(factor)
 
     def norm(self) -> float:
         """Return the norm of the whole gradient; NaN or infinite if any element is.
@@ -98,3 +115,5 @@ class Gradients:
         """Set every gradient to None."""
         for p in self._parameters:
             p.grad = None
+        if isinstance(self._optimizer, TakesGradients):
+            self._optimizer.zero_grad()

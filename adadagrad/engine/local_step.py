@@ -10,6 +10,7 @@ from adadagrad.core.errors import NonFiniteGradient, RanksDisagree, StepError
 from adadagrad.core.records import GradientStatistics
 from adadagrad.engine.agreement import checksum
 from adadagrad.engine.failure import Failure
+from adadagrad.engine.replay import apply_update
 
 if TYPE_CHECKING:
     from adadagrad.engine.adaptive_batch import AdaptiveBatch
@@ -95,7 +96,7 @@ def own_part(engine: AdaptiveBatch, step: Step) -> Own:
     """
     if engine.parallel.ranks.count == 1:
         step.mean.refuse_weightless()
-    engine._gradients.scale(step.correction)
+    engine._gradients.correct(step.correction)
     examples = sum(step.split.sizes)
     finite = math.isfinite(step.loss) and math.isfinite(engine._gradients.norm())
     weight = step.mean.totals[1] if step.mean.weighted else float(examples)
@@ -186,11 +187,12 @@ def _what_is_not_finite(updates: float, where: str) -> str:
     )
 
 
-def apply(engine: AdaptiveBatch, own: Own) -> GradientStatistics | None:
+def apply(engine: AdaptiveBatch, step: Step, own: Own) -> GradientStatistics | None:
     """Make this rank's update, unless it is left out, and average the models if the ranks meet.
 
     Args:
         engine: The engine; its gradient is corrected and measured.
+        step: The step.
         own: This rank's part of the step.
 
     Returns:
@@ -199,5 +201,5 @@ def apply(engine: AdaptiveBatch, own: Own) -> GradientStatistics | None:
     if own.weight:
         if engine.max_grad_norm is not None:
             engine._gradients.clip(engine._gradients.norm(), engine.max_grad_norm)
-        engine.optimizer.step()
+        apply_update(engine, step)
     return engine.parallel.after_update(own.examples if own.weight else 0, own.weight)

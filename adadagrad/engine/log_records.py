@@ -101,6 +101,7 @@ def step_record(
             "requested_low": decision.requested_low,
             "requested_high": decision.requested_high,
         }
+        record |= {"displaced": True} if g.displaced else {}
     if own is not None and own is not g:
         record |= {
             "step_grad_norm_sq": own.grad_norm_sq,

@@ -21,7 +21,7 @@ class MeanLoss:
     """
 
     def __init__(self, planned: float, ranks: int = 1) -> None:
-        self._planned, self._ranks = planned, ranks
+        self.planned, self.ranks = planned, ranks
         self._loss: float | None = None
         self._losses: list[tuple[Tensor, float]] = []
         self._weights = 0.0
@@ -53,13 +53,13 @@ class MeanLoss:
         elif self.weighted != (weight is not None):
             raise StepError("either every micro-batch of a step has a weight or none has")
         if weight is None:
-            factor = rows / self._planned
-            self._coefficients = 1 / self._planned
+            factor = rows / self.planned
+            self._coefficients = 1 / self.planned
             self._losses.append((loss.detach(), factor))
             return loss if factor == 1.0 else loss * factor
-        self._coefficients = self._weigh(weight, rows) / self._planned
-        self._losses.append((loss.detach(), 1 / self._planned))
-        return loss / self._planned
+        self._coefficients = self._weigh(weight, rows) / self.planned
+        self._losses.append((loss.detach(), 1 / self.planned))
+        return loss / self.planned
 
     def coefficients(self) -> float | Tensor:
         """Return c_i of the micro-batch taken in last: one number, or float64 (rows,)."""
@@ -97,8 +97,8 @@ class MeanLoss:
             weight_squares: Of the third.
             weighted: Whether losses come with weights.
         """
-        self._loss, self.weighted = loss / self._ranks, weighted
-        self._weights, self._weight_squares = weights / self._ranks, weight_squares / self._ranks**2
+        self._loss, self.weighted = loss / self.ranks, weighted
+        self._weights, self._weight_squares = weights / self.ranks, weight_squares / self.ranks**2
 
     @property
     def weight_sq_sum(self) -> float | None:
@@ -108,7 +108,7 @@ class MeanLoss:
     @property
     def correction(self) -> float:
         """Factor from the provisional scale to the mean over the weights; 1 without weights, or where all are 0."""
-        return self._planned / self._weights if self.weighted and self._weights else 1.0
+        return self.planned / self._weights if self.weighted and self._weights else 1.0
 
     @property
     def _own_loss(self) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 
 from adadagrad.core.errors import BatchCoupledModule, InvalidArgument, UncoveredParameter
+from adadagrad.core.optimizing import Extrapolating
 from adadagrad.core.protocols import BatchSizePolicy, LearningRateRule
 from adadagrad.core.records import GradientStatistics
 from adadagrad.core.settings import Measure
@@ -59,7 +61,7 @@ class Measuring:
         self.settings = Measure() if measure is None else measure
         self.enabled = bool(policy.needs) or self.rate_needs or measure is not None
         self._model, self._needed = model, bool(policy.needs) or self.rate_needs
-        self._errors = errors and bool(policy.needs)
+        self._errors, self._displaced = errors and bool(policy.needs), isinstance(optimizer, Extrapolating)
         self._second_moments = SecondMoments(optimizer, policy.coordinate_reduction)
         self._request = Request(
             inner_products="inner_product_variance" in policy.needs
@@ -187,7 +189,7 @@ class Measuring:
                 own = self.instrument.failure if failure == self.failure else None
                 self.instrument.discard()
                 raise failure.elsewhere() if own is None else own
-            return self.instrument.finish(num_examples, weight_sq_sum, scale), ""
+            return self._marked(self.instrument.finish(num_examples, weight_sq_sum, scale)), ""
         except (UncoveredParameter, BatchCoupledModule) as error:
             if not self._automatic:
                 raise
@@ -207,7 +209,9 @@ class Measuring:
         Returns:
             The same, or combined with those of steps before, and ``""``; or None and a reason.
         """
-        return self.averaging.combine(statistics, self._model.parameters())  # frozen ones too: they may be freed later
+        parameters = self._model.parameters()  # frozen ones too: they may be freed later
+        combined, reason = self.averaging.combine(statistics, parameters)
+        return None if combined is None else self._marked(combined), reason
 
     def explain(self, share: Share, micro_batch_size: int) -> str:
         """Return what is measured how, and what it is expected to cost; see `AdaptiveBatch.explain`.
@@ -226,6 +230,10 @@ class Measuring:
         if every == "auto":
             return explain(self.estimator, self.instrument, sizes, self._device, max_overhead=overhead)
         return explain(self.estimator, self.instrument, sizes, self._device, every=every)
+
+    def _marked(self, statistics: GradientStatistics) -> GradientStatistics:
+        """Say of statistics where they were taken."""
+        return replace(statistics, displaced=True) if self._displaced else statistics
 
     @property
     def _most(self) -> int | None:

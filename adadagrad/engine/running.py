@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from adadagrad.core.errors import InvalidArgument, OutOfMemory
+from adadagrad.core.errors import OutOfMemory
+from adadagrad.engine.replay import LossFunction, Replay, loss_and_weight
 from adadagrad.engine.retry import Snapshot, advice, is_out_of_memory
 
 if TYPE_CHECKING:
     from adadagrad.engine.step import Step
-
-LossFunction = Callable[[Any], Tensor | tuple[Tensor, float | Tensor]]
-"""Takes a micro-batch; returns its mean loss, or (sum of losses, weight)."""
 
 
 class _OnAnotherRank(Exception):
@@ -33,7 +30,8 @@ def run(step: Step, loss_function: LossFunction) -> None:
     """
     engine = step.engine
     snapshot = Snapshot(engine.changing, engine.device)
-    while _runs_out_of_memory(step, loss_function):
+    kept: list[Any] | None = [] if engine.replay else None
+    while _runs_out_of_memory(step, loss_function, kept):
         if not snapshot.complete:
             raise OutOfMemory(
                 "the step ran out of memory, and a buffer that had never changed before has changed in it, so that it "
@@ -41,6 +39,8 @@ def run(step: Step, loss_function: LossFunction) -> None:
             )
         step.begin(*engine.plan_again((_largest(step) + 1) // 2))
         snapshot.restore()
+    if kept is not None:
+        step.again = Replay(step, loss_function, kept, snapshot)
 
 
 def meet(step: Step) -> None:
@@ -71,7 +71,7 @@ def _largest(step: Step) -> int:
     return min(step.engine.micro_batch_size, -(-step.global_batch_size // parts))
 
 
-def _runs_out_of_memory(step: Step, loss_function: LossFunction) -> bool:
+def _runs_out_of_memory(step: Step, loss_function: LossFunction, kept: list[Any] | None) -> bool:
     """Run all micro-batches; return whether the step must be repeated in smaller ones, on all ranks.
 
     Returning from here lets go of the failed micro-batch: the frames of the error hold its activations.
@@ -79,6 +79,7 @@ def _runs_out_of_memory(step: Step, loss_function: LossFunction) -> bool:
     Args:
         step: The step, begun anew.
         loss_function: The user's.
+        kept: Where the micro-batches go, to be evaluated again; None to let them go.
 
     Returns:
         False where all micro-batches have run.
@@ -87,8 +88,12 @@ def _runs_out_of_memory(step: Step, loss_function: LossFunction) -> bool:
         OutOfMemory: Memory ran out for one example, or where other ranks may wait.
     """
     batches = iter(step)
+    if kept is not None:
+        kept.clear()
     try:
         for batch in batches:
+            if kept is not None:
+                kept.append(batch)
             _run_one(step, loss_function(batch))
     except _OnAnotherRank:
         return True
@@ -111,11 +116,4 @@ def _runs_out_of_memory(step: Step, loss_function: LossFunction) -> bool:
 
 
 def _run_one(step: Step, result: Tensor | tuple[Any, ...]) -> None:
-    if not isinstance(result, tuple):
-        step.backward(result)
-        return
-    if len(result) != 2:
-        raise InvalidArgument(
-            f"loss_function must return the mean loss, or (loss_sum, weight), got {len(result)} values"
-        )
-    step.backward(*result)
+    step.backward(*loss_and_weight(result))

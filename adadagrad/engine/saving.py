@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adadagrad.checkpoint import random_states, set_random_states
 from adadagrad.core.errors import InvalidArgument, StepError
+from adadagrad.core.optimizing import Extrapolating
 from adadagrad.core.shards import spread
 
 if TYPE_CHECKING:
@@ -44,9 +45,10 @@ def engine_state(engine: AdaptiveBatch) -> dict[str, Any]:
             "which engine.parallel.together holds, or call engine.parallel.finish() on all ranks first"
         )
     optimizer = engine.optimizer.state_dict()
+    own = parallel.own_optimizer_state or _differs(engine, parallel.ranks.count)
     return {
         "model": engine.parallel.module.state_dict(),
-        "optimizer": parallel.ranks.gather(optimizer) if parallel.own_optimizer_state else optimizer,
+        "optimizer": parallel.ranks.gather(optimizer) if own else optimizer,
         "parallel": parallel.state_dict(),
         "grad_scaler": engine.scaling.state_dict(),
         "random": engine.parallel.ranks.gather(random_states()),
@@ -98,6 +100,8 @@ def restore_engine(engine: AdaptiveBatch, state: Mapping[str, Any]) -> None:
             f"state does not fit this model and optimizer, which may hold parts of it now: build both as in the run "
             f"that saved it ({error})"
         ) from error
+    if isinstance(engine.optimizer, Extrapolating) and _other_ranks(engine, state["optimizer"]):
+        engine.optimizer.forget_local_gradients()
     engine.learning_rate.load_state_dict(state["learning_rate"], samples_seen=state["samples_seen"])
     engine.measuring.load_state_dict(state["measuring"])
     cap = engine.max_batch_size - engine.max_batch_size % engine.bounds.multiple_of
@@ -161,12 +165,25 @@ def _own_optimizer_state(engine: AdaptiveBatch, state: Any) -> Any:
     if not isinstance(state, list):
         return state
     ranks = engine.parallel.ranks
+    if len(state) != ranks.count and _differs(engine, len(state)) and not engine.parallel.own_optimizer_state:
+        return state[0]  # all but its past gradients is the same on every rank, and these are forgotten
     if len(state) != ranks.count:
         raise InvalidArgument(
             f"state holds an optimizer's state for each of {len(state)} ranks, and there are {ranks.count}: start as "
             'many, or train with optimizer_state="average", whose state fits any number'
         )
     return state[ranks.index]
+
+
+def _differs(engine: AdaptiveBatch, ranks: int) -> bool:
+    """Return whether the optimizer's state differs between so many ranks though they train one model."""
+    return ranks > 1 and isinstance(engine.optimizer, Extrapolating) and engine.optimizer.own_state
+
+
+def _other_ranks(engine: AdaptiveBatch, state: Any) -> bool:
+    """Return whether an optimizer's state was saved by another number of ranks."""
+    saved = len(state) if isinstance(state, list) else 1
+    return saved != engine.parallel.ranks.count
 
 
 def _set_random_states(engine: AdaptiveBatch, states: Any) -> None:

@@ -44,6 +44,11 @@ class LossScale:
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
 
     @property
+    def enabled(self) -> bool:
+        """Whether losses are scaled at all."""
+        return self._scaler is not None
+
+    @property
     def factor(self) -> float:
         """By how much a loss is multiplied before its backward."""
         return 1.0 if self._scaler is None else float(self._scaler.get_scale())

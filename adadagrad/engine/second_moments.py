@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.reduction import CoordinateReduction
+from adadagrad.optimizers.adagrad_norm import AdaGradNorm
 
 KNOWN = (torch.optim.Adagrad, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam)
 """Optimizers of torch that keep a second moment; of optimizers from elsewhere it is seen after their first update."""
@@ -29,7 +30,7 @@ class SecondMoments:
     def __init__(self, optimizer: torch.optim.Optimizer, reduction: CoordinateReduction | None) -> None:
         self._optimizer = optimizer
         self._wanted = reduction is not None and reduction.kind == "weighted"
-        familiar = type(optimizer).__module__.startswith(("torch.optim", "adadagrad."))
+        familiar = type(optimizer).__module__.startswith("torch.optim") or isinstance(optimizer, AdaGradNorm)
         if self._wanted and familiar and not isinstance(optimizer, KNOWN):
             self._refuse()
 

@@ -11,7 +11,8 @@ from adadagrad.core.errors import StepError
 from adadagrad.core.records import BatchPlan, Decision
 from adadagrad.engine.finishing import finish_step
 from adadagrad.engine.mean_loss import MeanLoss, check_loss
-from adadagrad.engine.running import LossFunction, meet, run
+from adadagrad.engine.replay import LossFunction, Replay, displaced
+from adadagrad.engine.running import meet, run
 from adadagrad.engine.splitting import Split
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class Step:
         self.engine, self.number, self.global_batch_size = engine, number, size
         self.finished = False
         """Whether `update` has applied this step, or left it out."""
+        self.again: Replay | None = None
+        """Evaluates this step's batch again, where the engine replays; set by `run`."""
         self.undone = False
         """Whether the engine has given this step up: its gradient is gone, and its examples come again."""
         self.begin(plan, split)
@@ -84,6 +87,12 @@ class Step:
         if self._state != "new":
             raise StepError("a step can be iterated once: use step.run(...) or one loop over the step, not both")
         self._state = "running"
+        with displaced(self.engine.optimizer):
+            yield from self._micro_batches()
+        self._state = "complete"
+
+    def _micro_batches(self) -> Generator[Any, None, None]:
+        """Yield the micro-batches, each in the contexts of its measurement and of the ranks' synchronisation."""
         sizes = self.split.sizes
         instrument, parallel = self.engine.measuring.instrument, self.engine.parallel
         for index, batch in enumerate(self.engine.micro_batches(sizes)):
@@ -105,7 +114,6 @@ class Step:
                 )
             if index + 1 == self.split.measured < len(sizes):
                 instrument.close_group()
-        self._state = "complete"
 
     def backward(self, loss: Tensor, weight: float | Tensor | None = None) -> None:
         """Backward one micro-batch's loss, scaled so that the step's gradient is the mean over its examples.

@@ -117,7 +117,7 @@ BAD = {
     "closure": (
         {"optimizer": torch.optim.LBFGS(MODEL.parameters()), "model": MODEL},
         InvalidArgument,
-        r"optimizer LBFGS needs a closure .*whose step\(\) needs no argument",
+        r"optimizer LBFGS needs a closure .*pass replay=True, or use an optimizer whose step\(\) needs none",
     ),
     "sparse": (
         {"optimizer": torch.optim.SparseAdam(SPARSE.parameters()), "model": SPARSE},
