@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, overload
+from collections.abc import Iterable, Mapping
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from adadagrad.core.checks import check_at_least, check_positive
-from adadagrad.core.errors import InvalidArgument
-from adadagrad.core.shards import local_part
 from adadagrad.core.vectors import squared_norm
+from adadagrad.optimizers.base import AbstractOptimizer, buckets
 
 
-class AdaGradNorm(torch.optim.Optimizer):
+@final
+class AdaGradNorm(AbstractOptimizer):
     r"""Descend along the gradient, with one step length for all parameters that adapts to the gradients' norms.
 
     .. math:: v_k = v_{k-1} + \|g_k\|^2, \qquad x_{k+1} = x_k - \frac{\alpha}{\sqrt{v_k}} g_k
@@ -72,102 +72,46 @@ class AdaGradNorm(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
     ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "initial_accumulator": initial_accumulator,
-                "weight_decay": weight_decay,
-                "maximize": maximize,
-            },
-        )
+        options = {"lr": lr, "initial_accumulator": initial_accumulator, "weight_decay": weight_decay}
+        super().__init__(params, {**options, "maximize": maximize})
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Refuse options out of range; see the class.
+
+        Args:
+            options: Of a group.
+        """
+        check_at_least(0, lr=options["lr"], weight_decay=options["weight_decay"])
+        check_positive(initial_accumulator=options["initial_accumulator"])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group with an accumulator of its own, which starts at its `initial_accumulator`.
 
         Args:
             param_group: ``params`` and any options that differ from the defaults.
-
-        Raises:
-            InvalidArgument: A parameter is complex.
         """
-        options = {**self.defaults, **param_group}
-        check_at_least(0, lr=options["lr"], weight_decay=options["weight_decay"])
-        check_positive(initial_accumulator=options["initial_accumulator"])
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        for index, param in enumerate(group["params"]):
-            if param.is_complex():
-                del self.param_groups[-1]
-                raise InvalidArgument(
-                    f"params must be real, got {param.dtype} for {_place(index, param)}: "
-                    "use torch.view_as_real on complex parameters"
-                )
         device = group["params"][0].device if group["params"] else torch.device("cpu")
         group["accumulator"] = torch.tensor(group["initial_accumulator"], dtype=torch.float64, device=device)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update the parameters that have a gradient; the others are left alone, also by weight decay.
+    def update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """Move some parameters of a group: v += ||g||^2, x *= 1 - lr * decay, x -= lr / sqrt(v) * g.
 
         Args:
-            closure: Evaluates the loss and its gradients first, where given.
-
-        Returns:
-            What the closure returned, None without one.
+            group: Their group.
+            params: Those that have a gradient.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        with torch.no_grad():
-            for group in self.param_groups:
-                _refuse_sparse(group["params"])  # all groups first, so that a refused step changes nothing
-            for group in self.param_groups:
-                params = [param for param in group["params"] if param.grad is not None]
-                if params:
-                    _update(group, params, [param.grad for param in params])
-        return loss
-
-
-def _update(group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
-    """Do one step of one group: v += ||g||^2, x *= 1 - lr * decay, x -= lr / sqrt(v) * g."""
-    device = params[0].device
-    accumulator = group["accumulator"]
-    if accumulator.device != device:  # the model was moved, or the state was loaded from another device
-        accumulator = group["accumulator"] = accumulator.to(device)
-    for place in {grad.device: None for grad in grads}:  # usually one; a group may span devices
-        accumulator += squared_norm([grad for grad in grads if grad.device == place]).to(device)
-
-    lr, decay = group["lr"], group["weight_decay"]
-    factor = (lr if group["maximize"] else -lr) * accumulator.rsqrt()
-    params, grads = [local_part(param) for param in params], [local_part(grad) for grad in grads]  # in their storage
-    buckets: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-    for index, param in enumerate(params):
-        buckets.setdefault((param.device, param.dtype), []).append(index)
-    for (place, _), indices in buckets.items():
-        some = [params[index] for index in indices]
-        if decay != 0:
-            torch._foreach_mul_(some, 1 - lr * decay)
-        changes = torch._foreach_mul([grads[index] for index in indices], factor.to(place))
-        torch._foreach_add_(some, changes)
-
-
-def _refuse_sparse(params: list[Tensor]) -> None:
-    """Raise for the first parameter whose gradient is not a dense tensor."""
-    for index, param in enumerate(params):
-        if param.grad is not None and param.grad.layout != torch.strided:
-            raise InvalidArgument(
-                f"AdaGradNorm needs dense gradients, got {param.grad.layout} for {_place(index, param)}: "
-                "set sparse=False in its embedding"
-            )
-
-
-def _place(index: int, param: Tensor) -> str:
-    """Say which parameter it is."""
-    return f"parameter {index} of its group, of shape {tuple(param.shape)}"
+        grads = [param.grad for param in params if param.grad is not None]
+        device = params[0].device
+        accumulator = group["accumulator"]
+        if accumulator.device != device:  # the model was moved, or the state was loaded from another device
+            accumulator = group["accumulator"] = accumulator.to(device)
+        for place in {grad.device: None for grad in grads}:  # usually one; a group may span devices
+            accumulator += squared_norm([grad for grad in grads if grad.device == place]).to(device)
+        lr, decay = group["lr"], group["weight_decay"]
+        factor = (lr if group["maximize"] else -lr) * accumulator.rsqrt()
+        for (xs, gs), _ in buckets([params, grads]):
+            if decay != 0:
+                torch._foreach_mul_(xs, 1 - lr * decay)
+            torch._foreach_add_(xs, torch._foreach_mul(gs, factor.to(xs[0].device)))

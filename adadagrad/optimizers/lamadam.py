@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from adadagrad.optimizers.base import buckets, counter
-from adadagrad.optimizers.maxva import AbstractMaxVA, check_maxva, denominators, remember, weights_of_new
+from adadagrad.optimizers.maxva import (
+    AbstractMaxVA,
+    check_maxva,
+    denominators,
+    remember,
+    weights_of_new,
+    wide,
+    zeros_for,
+)
 
 
 @final
@@ -95,7 +103,7 @@ class LaMAdam(AbstractMaxVA):
         grads = [param.grad for param in params if param.grad is not None]
         lists = [params, grads, *([state[name] for state in states] for name in names)]
         for (xs, gs, us, vs, ws, qs, *more), (factors,) in buckets(lists, [self._factors(group, states)]):
-            grads = list(torch._foreach_neg(gs)) if group["maximize"] else gs
+            grads = wide(gs, maximize=group["maximize"])
             if decay != 0 and not group["decoupled"]:
                 grads = list(torch._foreach_add(grads, xs, alpha=decay))
             remember(us, vs, ws, grads, weights_of_new(us, vs, ws, grads, group["beta_range"]))
@@ -124,7 +132,7 @@ class LaMAdam(AbstractMaxVA):
         if "lr_avg" not in state:
             state["lr_avg"] = counter(param, capturable=group["capturable"]).double()
             for name in ("grad_avg", "grad_avg_sq", "weight", "exp_avg"):
-                state[name] = torch.zeros_like(param)
+                state[name] = zeros_for(param)
         if group["amsgrad"] and "max_denominator" not in state:
-            state["max_denominator"] = torch.zeros_like(param)
+            state["max_denominator"] = zeros_for(param)
         return state

@@ -13,7 +13,15 @@ from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.shards import local_part
 from adadagrad.core.vectors import tensor_norms
 from adadagrad.optimizers.base import buckets, counted, counter
-from adadagrad.optimizers.maxva import AbstractMaxVA, check_maxva, denominators, remember, weights_of_new
+from adadagrad.optimizers.maxva import (
+    AbstractMaxVA,
+    check_maxva,
+    denominators,
+    remember,
+    weights_of_new,
+    wide,
+    zeros_for,
+)
 
 
 @final
@@ -117,11 +125,11 @@ class MAdam(AbstractMaxVA):
         lists = [params, grads, *([state[name] for state in states] for name in names)]
         whole = group["trust_ratio"] and group["weight_decay"] > 0
         if whole:
-            lists.append([torch.empty_like(param) for param in params])
+            lists.append([zeros_for(param) for param in params])
         biases = [1 - a ** (step + group["nesterov"]) for step in steps]
         waiting = [0.0 if not capturable and step <= group["moment_warmup"] else 1.0 for step in steps]
         for (xs, gs, us, vs, ws, ms, *more), (bias, moving) in buckets(lists, [biases, waiting]):
-            grads = list(torch._foreach_neg(gs)) if group["maximize"] else gs
+            grads = wide(gs, maximize=group["maximize"])
             if group["weight_decay"] != 0 and not group["decoupled"]:
                 grads = list(torch._foreach_add(grads, xs, alpha=group["weight_decay"]))
             remember(us, vs, ws, grads, weights_of_new(us, vs, ws, grads, group["beta_range"]))
@@ -156,9 +164,9 @@ class MAdam(AbstractMaxVA):
         if "step" not in state:
             state["step"] = counter(param, capturable=group["capturable"])
             for name in ("grad_avg", "grad_avg_sq", "weight", "exp_avg"):
-                state[name] = torch.zeros_like(param)
+                state[name] = zeros_for(param)
         if group["amsgrad"] and "max_denominator" not in state:
-            state["max_denominator"] = torch.zeros_like(param)
+            state["max_denominator"] = zeros_for(param)
         return state
 
 

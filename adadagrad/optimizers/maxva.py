@@ -13,6 +13,8 @@ from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.shards import local_part
 from adadagrad.optimizers.base import AbstractOptimizer
 
+HALVES = (torch.float16, torch.bfloat16)
+
 
 class AbstractMaxVA(AbstractOptimizer):
     r"""An optimizer whose second moment forgets at a rate that each coordinate chooses at each step.
@@ -24,7 +26,7 @@ class AbstractMaxVA(AbstractOptimizer):
         D = (g_t - u_{t-1})^2, \quad u = \tilde u / w, \quad s^2 = \tilde v / w - u^2
 
     In code: ``grad_avg``, ``grad_avg_sq`` and ``weight``, all starting at 0. s² is clamped at 0. Where D = s² = 0 (a
-    constant gradient) B is B_lo, as in the published code.
+    constant gradient) B is B_lo, as in the published code. The state of half-precision parameters is float32.
     """
 
     def variance(self, param: Tensor) -> Tensor:
@@ -39,7 +41,7 @@ class AbstractMaxVA(AbstractOptimizer):
             Tensor of its shape [grad^2], of this rank's part where it is sharded; zeros before its first step.
         """
         if "weight" not in self.state[param]:
-            return torch.zeros_like(local_part(param))
+            return zeros_for(local_part(param))
         average, square, weight = _averages(self.state[param])
         mean = average / weight
         return (square / weight - mean * mean).clamp(min=0)
@@ -59,10 +61,10 @@ class AbstractMaxVA(AbstractOptimizer):
         if param.grad is None:
             raise InvalidArgument("betas_of needs a parameter with a gradient: call it between backward and step")
         group = next(g for g in self.param_groups if any(p is param for p in g["params"]))
-        grad = local_part(param.grad)
+        (grad,) = wide([local_part(param.grad)], maximize=group["maximize"])
         state = self.state[param] if "weight" in self.state[param] else None
         us, vs, ws = ([t] for t in (_averages(state) if state else 3 * (torch.zeros_like(grad),)))
-        return 1 - weights_of_new(us, vs, ws, [-grad if group["maximize"] else grad], group["beta_range"])[0]
+        return 1 - weights_of_new(us, vs, ws, [grad], group["beta_range"])[0]
 
     def beta_stats(self) -> dict[str, tuple[float, float, float]]:
         """Return where the betas of the present gradient lie.
@@ -206,6 +208,33 @@ def denominators(
         torch._foreach_copy_(roots, highest)
     torch._foreach_add_(roots, eps)
     return list(roots)
+
+
+def wide(grads: list[Tensor], *, maximize: bool) -> list[Tensor]:
+    """Return gradients as the averages take them in: at least in float32, because 1 - B is lost beside 1 in less.
+
+    Args:
+        grads: The gradients; left alone.
+        maximize: Whether to turn them round.
+
+    Returns:
+        The same tensors, or new ones.
+    """
+    if grads[0].dtype in HALVES:
+        grads = [grad.float() for grad in grads]
+    return list(torch._foreach_neg(grads)) if maximize else grads
+
+
+def zeros_for(param: Tensor) -> Tensor:
+    """Return an average of nothing for a parameter, in float32 where the parameter has less.
+
+    Args:
+        param: The parameter.
+
+    Returns:
+        Zeros of its shape, sharded as it is.
+    """
+    return torch.zeros_like(param, dtype=torch.float32 if param.dtype in HALVES else param.dtype)
 
 
 def _averages(state: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:

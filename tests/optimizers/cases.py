@@ -1,0 +1,115 @@
+"""One row for each optimizer: what every common test needs to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from adadagrad.core.optimizing import Extrapolating, Reevaluating
+from adadagrad.optimizers import MARS, MARSM, AdaGradNorm, LaMAdam, MAdam
+
+Make = Callable[..., torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Case:
+    """An optimizer under some options.
+
+    Args:
+        name: Of the test.
+        make: Takes parameters and options.
+        lr: A rate at which it converges on the quadratic, from which it is lowered to 0.
+        options: Beside the rate.
+        rosenbrock: Rate and steps with which it goes down the valley.
+        digits: Rate with which it learns the digits in 60 steps of the whole data.
+        changes: Options, each with a value that changes what the optimizer does.
+        compiles: Whether `step` compiles into one graph when `capturable` is given.
+        scale: What scaling all gradients by 8 does: ``"none"`` where epsilon is 0 it drops out, ``"linear"`` it scales
+            the first step, None neither.
+        shards: Whether it takes sharded parameters.
+        delayed: Steps in which nothing moves yet.
+        exponents: Tolerance of the comparison with another order of sums.
+    """
+
+    name: str
+    make: Make
+    lr: float
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    rosenbrock: tuple[float, int] = (0.02, 2000)
+    digits: float = 0.02
+    changes: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    compiles: bool = False
+    scale: str | None = None
+    tiny: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    shards: bool = True
+    delayed: int = 0
+
+    def build(self, params: Any, **options: Any) -> torch.optim.Optimizer:
+        """Make it with the row's options, and others over them."""
+        return self.make(params, **({"lr": self.lr} | dict(self.options) | options))
+
+    def __str__(self) -> str:
+        return self.name
+
+
+ADAM_LIKE: dict[str, Any] = {"lr": 0.003, "eps": 0.1, "weight_decay": 0.3, "maximize": True}
+CASES = [
+    Case("AdaGradNorm", AdaGradNorm, lr=2.0, rosenbrock=(2.0, 2000), digits=3.0),
+    Case(
+        "MARS",
+        MARS,
+        lr=0.1,
+        changes={**ADAM_LIKE, "gamma": 0.09, "clip": False, "variant": "lion", "betas": (0.5, 0.6), "cautious": True},
+        compiles=True,
+        scale="none",
+        tiny={"eps": 1e-300, "clip": False},
+    ),
+    Case("MARS lion", MARS, lr=0.05, options={"variant": "lion", "which": "all"}, compiles=True, digits=0.01),
+    Case(
+        "MARS shampoo",
+        MARS,
+        lr=0.1,
+        options={"variant": "shampoo"},
+        rosenbrock=(0.05, 2000),
+        digits=0.1,
+    ),
+    Case("MARS exact", MARS, lr=0.1, options={"mode": "exact", "gamma": 0.5}),
+    Case(
+        "MARSM", MARSM, lr=0.1, changes={"lr": 0.003, "beta": 0.5, "weight_decay": 0.3, "maximize": True}, digits=0.05
+    ),
+    Case(
+        "MAdam",
+        MAdam,
+        lr=0.1,
+        changes={**ADAM_LIKE, "momentum": 0.5, "beta_range": (0.7, 0.8), "nesterov": True, "moment_warmup": 2},
+        compiles=True,
+        scale="none",
+        tiny={"eps": 1e-300},
+    ),
+    Case(
+        "LaMAdam",
+        LaMAdam,
+        lr=0.1,
+        changes={**ADAM_LIKE, "momentum": 0.5, "beta_range": (0.7, 0.8)},
+        compiles=True,
+        scale="none",
+        tiny={"eps": 1e-300},
+    ),
+]
+
+
+def take_step(optimizer: torch.optim.Optimizer, evaluate: Callable[[], float]) -> float:
+    """One step in a plain loop, as the optimizer wants it: `evaluate` clears, computes and fills the gradients."""
+    if isinstance(optimizer, Extrapolating):
+        with optimizer.extrapolated():
+            loss = evaluate()
+        optimizer.step()
+        return loss
+    if isinstance(optimizer, Reevaluating) and optimizer.needs_closure:
+        return float(optimizer.step(evaluate))
+    loss = evaluate()
+    optimizer.step()
+    return loss
