@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adadagrad.batching.mixing import seed_for
 from adadagrad.core.checks import check_integer
 from adadagrad.core.errors import InvalidArgument
+from adadagrad.core.mixing import seed_for
 
 
 class SampleOrder:

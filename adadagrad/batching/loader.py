@@ -11,9 +11,9 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from adadagrad.batching.cursor import SampleOrder
 from adadagrad.batching.leaves import check_batch
-from adadagrad.batching.mixing import seed_for
 from adadagrad.batching.seeding import SeededDataset
 from adadagrad.batching.source import AbstractSource, Chunk
+from adadagrad.core.mixing import seed_for
 
 _END = object()
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from adadagrad.batching.mixing import seed_for
+from adadagrad.core.mixing import seed_for
 
 
 class SeededDataset(Dataset[Any]):

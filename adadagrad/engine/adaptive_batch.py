@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from adadagrad.batching import Assembler, make_plan, make_source
-from adadagrad.batching.mixing import seed_for
 from adadagrad.batching.trees import map_leaves
 from adadagrad.checkpoint import CheckpointStore
 from adadagrad.checkpoint.store import read, write
 from adadagrad.core.checks import check_choice, check_integer, check_positive
 from adadagrad.core.errors import CorruptCheckpoint, InvalidArgument
+from adadagrad.core.mixing import seed_for
 from adadagrad.core.protocols import BatchSizePolicy, LearningRateRule, LearningRateSchedule
 from adadagrad.core.records import BatchPlan
 from adadagrad.core.settings import Bounds, Measure

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from adadagrad.batching import Cursor, SampleOrder
-from adadagrad.batching.mixing import seed_for, splitmix64
 from adadagrad.core.errors import InvalidArgument
+from adadagrad.core.mixing import seed_for, splitmix64
 
 
 def test_the_hash_is_splitmix64():

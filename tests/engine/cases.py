@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import adadagrad as ada
-from adadagrad.batching.mixing import seed_for
+from adadagrad.core.mixing import seed_for
 from adadagrad.core.records import Observation
 from adadagrad.policies.base import AbstractPolicy
 

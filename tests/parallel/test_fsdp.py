@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import adadagrad as ada
-from adadagrad.batching.mixing import seed_for
+from adadagrad.core.mixing import seed_for
 from adadagrad.core.records import Observation
 from adadagrad.optimizers.adagrad_norm import AdaGradNorm
 from adadagrad.parallel.fsdp import FullyShard
