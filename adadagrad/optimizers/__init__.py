@@ -1,9 +1,10 @@
 """Optimizers: plain `torch.optim.Optimizer`, one file an algorithm, no knowledge of batches."""
 
 from adadagrad.optimizers.adagrad_norm import AdaGradNorm
+from adadagrad.optimizers.adarankgrad import AdaRankGrad
 from adadagrad.optimizers.lamadam import LaMAdam
 from adadagrad.optimizers.madam import MAdam
 from adadagrad.optimizers.mars import MARS
 from adadagrad.optimizers.mars_m import MARSM
 
-__all__ = ["MARS", "MARSM", "AdaGradNorm", "LaMAdam", "MAdam"]
+__all__ = ["MARS", "MARSM", "AdaGradNorm", "AdaRankGrad", "LaMAdam", "MAdam"]

@@ -156,6 +156,14 @@ class AbstractOptimizer(torch.optim.Optimizer, abc.ABC):
             if params:
                 self.update(group, params)
 
+    def named(self) -> list[tuple[str, Tensor]]:
+        """Return all parameters with the names that they were given with, or with their numbers as names."""
+        found: list[tuple[str, Tensor]] = []
+        for group in self.param_groups:
+            names = group.get("param_names") or [str(len(found) + i) for i in range(len(group["params"]))]
+            found += zip(names, group["params"], strict=True)
+        return found
+
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a state, every tensor in the dtype in which it was saved.
 

@@ -60,7 +60,7 @@ class AbstractMaxVA(AbstractOptimizer):
         """
         if param.grad is None:
             raise InvalidArgument("betas_of needs a parameter with a gradient: call it between backward and step")
-        group = next(g for g in self.param_groups if any(p is param for p in g["params"]))
+        group = self._group_of(param)
         (grad,) = wide([local_part(param.grad)], maximize=group["maximize"])
         state = self.state[param] if "weight" in self.state[param] else None
         us, vs, ws = ([t] for t in (_averages(state) if state else 3 * (torch.zeros_like(grad),)))
@@ -73,14 +73,17 @@ class AbstractMaxVA(AbstractOptimizer):
             For each parameter with a gradient, by name or number: the shares of entries at B_lo, at B_hi, and between.
         """
         found = {}
-        for name, param, group in self._named():
+        for name, param in self.named():
             if param.grad is not None:
                 betas = self.betas_of(param)
-                low, high = group["beta_range"]
+                low, high = self._group_of(param)["beta_range"]
                 at_low = float((betas <= low * (1 + 1e-6)).double().mean())
                 at_high = float((betas >= high * (1 - 1e-6)).double().mean()) if high > low else 0.0
                 found[name] = (at_low, at_high, 1 - at_low - at_high)
         return found
+
+    def _group_of(self, param: Tensor) -> dict[str, Any]:
+        return next(group for group in self.param_groups if any(p is param for p in group["params"]))
 
     def noise_proxy(self) -> dict[str, float]:
         """Return sum s² over sum u², a cheap indicator of noise against signal; biased high, because s² is maximised.
@@ -89,21 +92,13 @@ class AbstractMaxVA(AbstractOptimizer):
             For each parameter by name or number, and for all together under ``"all"``; infinite where u is 0.
         """
         found, totals = {}, [0.0, 0.0]
-        for name, param, _ in self._named():
+        for name, param in self.named():
             if "weight" in self.state[param]:
                 average, _, weight = _averages(self.state[param])
                 sums = float(self.variance(param).double().sum()), float((average / weight).double().square().sum())
                 totals = [total + part for total, part in zip(totals, sums, strict=True)]
                 found[name] = sums[0] / sums[1] if sums[1] else float("inf")
         return {**found, "all": totals[0] / totals[1] if totals[1] else float("inf")}
-
-    def _named(self) -> list[tuple[str, Tensor, dict[str, Any]]]:
-        """Return all parameters with a name, or with their number, and their groups."""
-        found: list[tuple[str, Tensor, dict[str, Any]]] = []
-        for group in self.param_groups:
-            names = group.get("param_names") or [str(len(found) + i) for i in range(len(group["params"]))]
-            found += [(name, param, group) for name, param in zip(names, group["params"], strict=True)]
-        return found
 
 
 def check_maxva(options: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from adadagrad.core.optimizing import Extrapolating, Reevaluating
-from adadagrad.optimizers import MARS, MARSM, AdaGradNorm, LaMAdam, MAdam
+from adadagrad.optimizers import MARS, MARSM, AdaGradNorm, AdaRankGrad, LaMAdam, MAdam
 
 Make = Callable[..., torch.optim.Optimizer]
 
@@ -75,6 +75,15 @@ CASES = [
         options={"variant": "shampoo"},
         rosenbrock=(0.05, 2000),
         digits=0.1,
+    ),
+    Case(
+        "AdaRankGrad",
+        AdaRankGrad,
+        lr=0.1,
+        options={"max_rank": 2, "scale": 1.0, "max_inner_steps": 5},
+        digits=0.06,
+        changes={**ADAM_LIKE, "betas": (0.5, 0.6), "max_rank": 1, "scale": 0.3, "rule": "momentum"},
+        shards=False,
     ),
     Case("MARS exact", MARS, lr=0.1, options={"mode": "exact", "gamma": 0.5}),
     Case(
