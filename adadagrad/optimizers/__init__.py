@@ -6,5 +6,6 @@ from adadagrad.optimizers.lamadam import LaMAdam
 from adadagrad.optimizers.madam import MAdam
 from adadagrad.optimizers.mars import MARS
 from adadagrad.optimizers.mars_m import MARSM
+from adadagrad.optimizers.sift import SIFT
 
-__all__ = ["MARS", "MARSM", "AdaGradNorm", "AdaRankGrad", "LaMAdam", "MAdam"]
+__all__ = ["MARS", "MARSM", "SIFT", "AdaGradNorm", "AdaRankGrad", "LaMAdam", "MAdam"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from adadagrad.core.optimizing import Extrapolating, Reevaluating
-from adadagrad.optimizers import MARS, MARSM, AdaGradNorm, AdaRankGrad, LaMAdam, MAdam
+from adadagrad.optimizers import MARS, MARSM, SIFT, AdaGradNorm, AdaRankGrad, LaMAdam, MAdam
 
 Make = Callable[..., torch.optim.Optimizer]
 
@@ -84,6 +84,15 @@ CASES = [
         digits=0.06,
         changes={**ADAM_LIKE, "betas": (0.5, 0.6), "max_rank": 1, "scale": 0.3, "rule": "momentum"},
         shards=False,
+    ),
+    Case(
+        "SIFT",
+        SIFT,
+        lr=0.1,
+        options={"rate": 1.0, "weight_decay": 0.0},
+        changes={"lr": 0.003, "eps": 0.1, "weight_decay": 0.3, "rate": 0.3},
+        shards=False,
+        delayed=1,
     ),
     Case("MARS exact", MARS, lr=0.1, options={"mode": "exact", "gamma": 0.5}),
     Case(
