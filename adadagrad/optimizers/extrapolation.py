@@ -300,15 +300,15 @@ class AbstractExtrapolated(AbstractOptimizer):
             raise InvalidArgument("model has a communication hook already, and there can be only one")
         from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-        def copy_and_average(process_group: Any, bucket: Any) -> torch.futures.Future[Tensor]:
+        def copied(bucket: Any) -> Any:
             keeping = {p for group in self.param_groups if self._keeps(group) for p in group["params"]}
             for param, grad in zip(bucket.parameters(), bucket.gradients(), strict=True):
                 if param in keeping:
                     self._window.receive(param, grad, wanted=self._inside)
-            averaged: torch.futures.Future[Tensor] = allreduce_hook(process_group, bucket)
-            return averaged
+            return bucket
 
-        model.register_comm_hook(model.process_group, copy_and_average)
+        # A lambda, since the wrapper reads a hook's annotations, and refuses those that are strings.
+        model.register_comm_hook(model.process_group, lambda group, bucket: allreduce_hook(group, copied(bucket)))
         self._hooked = True
 
     def scale_local_(self, factor: float) -> None:
