@@ -198,7 +198,7 @@ def place_in_group(index: int, param: Tensor) -> str:
 
 
 def buckets(
-    lists: Sequence[Sequence[Tensor]], numbers: Sequence[Numbers] = ()
+    lists: Sequence[Sequence[Tensor]], numbers: Sequence[Numbers] = (), *, piece: int = PIECE
 ) -> Iterator[tuple[list[list[Tensor]], list[Any]]]:
     """Cut parallel lists of tensors into lists for foreach operations that change them in place.
 
@@ -206,6 +206,8 @@ def buckets(
         lists: Lists of equal length; the tensors of one place in them have one shape, device and dtype, and lie on
             ranks alike.
         numbers: Lists of numbers, one for each tensor.
+        piece: Elements of a list that are worked on at a time on a CPU; more than the default where hardly anything
+            but the lists is touched.
 
     Yields:
         The lists, of this rank's parts and in the storage of the tensors, and the numbers that belong to them.
@@ -222,24 +224,24 @@ def buckets(
         parts = [local_part(tensor) for tensor in column]
         own = [some[index] for some in numbers]
         rows = kinds.setdefault((parts[0].device, parts[0].dtype), [])
-        rows += ((piece, own) for piece in _pieces(parts))
+        rows += ((some, own) for some in _pieces(parts, piece))
     for rows in kinds.values():
-        for some in _in_turn(rows):
+        for some in _in_turn(rows, piece):
             yield (
                 [list(part) for part in zip(*(tensors for tensors, _ in some), strict=True)],
                 [list(part) for part in zip(*(own for _, own in some), strict=True)],
             )
 
 
-def _pieces(parts: list[Tensor]) -> list[list[Tensor]]:
-    """Cut a parameter's tensors into pieces of at most `PIECE` elements, where they lie in a row on a CPU."""
+def _pieces(parts: list[Tensor], size: int) -> list[list[Tensor]]:
+    """Cut a parameter's tensors into pieces of at most `size` elements, where they lie in a row on a CPU."""
     first = parts[0]
-    if first.device.type != "cpu" or first.numel() <= PIECE or not all(part.is_contiguous() for part in parts):
+    if first.device.type != "cpu" or first.numel() <= size or not all(part.is_contiguous() for part in parts):
         return [parts]
-    return [list(piece) for piece in zip(*(torch.split(part.view(-1), PIECE) for part in parts), strict=True)]
+    return [list(piece) for piece in zip(*(torch.split(part.view(-1), size) for part in parts), strict=True)]
 
 
-def _in_turn(rows: list[tuple[list[Tensor], list[Any]]]) -> Iterator[list[tuple[list[Tensor], list[Any]]]]:
+def _in_turn(rows: list[tuple[list[Tensor], list[Any]]], size: int) -> Iterator[list[tuple[list[Tensor], list[Any]]]]:
     """Hand out everything at once on an accelerator, and a piece's worth at a time on a CPU."""
     if rows[0][0][0].device.type != "cpu":
         yield rows
@@ -249,7 +251,7 @@ def _in_turn(rows: list[tuple[list[Tensor], list[Any]]]) -> Iterator[list[tuple[
     for row in rows:
         taken.append(row)
         elements += row[0][0].numel()
-        if elements >= PIECE:
+        if elements >= size:
             yield taken
             taken, elements = [], 0
     if taken:
