@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from adadagrad.core.errors import InvalidArgument, StepError
 from adadagrad.core.shards import is_sharded
 from adadagrad.optimizers.base import AbstractOptimizer, place_in_group
+from adadagrad.optimizers.extrapolation_hook import show_before_average
 from adadagrad.optimizers.extrapolation_noise import Kept
 from adadagrad.optimizers.extrapolation_window import LocalGradients
 
@@ -289,27 +289,17 @@ class AbstractExtrapolated(AbstractOptimizer):
         Raises:
             InvalidArgument: It is not wrapped, has a hook, or several workers are simulated in one process.
         """
-        if not isinstance(model, DistributedDataParallel):
-            raise InvalidArgument(
-                f"model must be a DistributedDataParallel, got {type(model).__name__}: a model that is not wrapped "
-                "needs no hook"
-            )
         if self.workers > 1:
             raise InvalidArgument(_NO_HOOK)
-        if getattr(model, "_comm_hooks", None):
-            raise InvalidArgument("model has a communication hook already, and there can be only one")
-        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-
-        def copied(bucket: Any) -> Any:
-            keeping = {p for group in self.param_groups if self._keeps(group) for p in group["params"]}
-            for param, grad in zip(bucket.parameters(), bucket.gradients(), strict=True):
-                if param in keeping:
-                    self._window.receive(param, grad, wanted=self._inside)
-            return bucket
-
-        # A lambda, since the wrapper reads a hook's annotations, and refuses those that are strings.
-        model.register_comm_hook(model.process_group, lambda group, bucket: allreduce_hook(group, copied(bucket)))
+        show_before_average(model, self._receive)
         self._hooked = True
+
+    def _receive(self, params: list[Tensor], grads: list[Tensor]) -> None:
+        """Take what a bucket holds before it is averaged."""
+        keeping = {param for group in self.param_groups if self._keeps(group) for param in group["params"]}
+        for param, grad in zip(params, grads, strict=True):
+            if param in keeping:
+                self._window.receive(param, grad, wanted=self._inside)
 
     def scale_local_(self, factor: float) -> None:
         """Multiply what was kept of the present window's gradient by what the gradient itself was multiplied by.

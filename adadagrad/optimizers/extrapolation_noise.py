@@ -16,6 +16,9 @@ from adadagrad.core.vectors import tensor_norms
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
+PIECE = 1 << 18
+"""Elements of a list that are displaced or moved at a time on a CPU, where few lists and no temporaries are touched."""
+
 FilterNorm = Literal["rms", "norm", "match"]
 FILTER_NORMS = ("rms", "norm", "match")
 
@@ -26,6 +29,7 @@ class Kept:
     def __init__(self) -> None:
         self._rows: list[tuple[Sequence[Tensor], Sequence[Tensor]]] = []
 
+    @torch.no_grad()
     def keep(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """Copy some tensors.
 
@@ -35,7 +39,8 @@ class Kept:
         Returns:
             The copies.
         """
-        copies = [tensor.clone() for tensor in tensors]
+        copies = [torch.empty_like(tensor) for tensor in tensors]
+        torch._foreach_copy_(copies, list(tensors))
         self._rows.append((tensors, copies))
         return copies
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from adadagrad.optimizers.base import buckets
+from adadagrad.optimizers.extrapolation_noise import PIECE
 
 
 class LocalGradients:
@@ -65,10 +66,12 @@ class LocalGradients:
             self._found[param] = copy
         if workers > 1:
             old, new = [*old, *new], []
-        for (places, some), _ in buckets([[self._found[param] for param in new], [grads[param] for param in new]]):
+        for (places, some), _ in buckets(
+            [[self._found[param] for param in new], [grads[param] for param in new]], piece=PIECE
+        ):
             torch._foreach_copy_(places, some)
         own = [self._found[param] if workers == 1 else self._found[param][worker] for param in old]
-        for (places, some), _ in buckets([own, [grads[param] for param in old]]):
+        for (places, some), _ in buckets([own, [grads[param] for param in old]], piece=PIECE):
             torch._foreach_add_(places, some, alpha=workers)
         for param, before in (self._aside or {}).items():
             if param.grad is not None:
