@@ -44,8 +44,9 @@ class ExtrapolatedSGD(AbstractExtrapolated):
     What it is for: very large batches. A worker's gradient carries the noise of its own small batch, and displaces by
     it, which smooths the loss, at no further backward and no communication. Averaged over K workers that noise is gone
     (``"past_global"``, for comparison). Growing the local batch weakens the smoothing, adding workers does not. Noise
-    scaled by filters does nearly as well in our pilot. On a quadratic without noise the stable region shrinks:
-    gamma L + 2 gamma-hat L < 2 for curvature L and u = 0 (derived and tested), so that a quadratic shows it losing.
+    scaled by filters did nearly as well in a small pilot (a planning number, no result). On a quadratic without noise
+    the stable region shrinks: gamma L + 2 gamma-hat L < 2 for curvature L and u = 0 (derived and tested), so that a
+    quadratic shows it losing.
 
     The parameters outside the context are w. torch's SGD with ``nesterov=True`` stores w + u v instead, and for
     ``extrapolation=0`` that is equal to rounding, with and without decay, as long as `lr` is constant: v has the
@@ -69,7 +70,7 @@ class ExtrapolatedSGD(AbstractExtrapolated):
         lr: gamma, >= 0.
         momentum: u, in [0, 1).
         extrapolation: c = gamma-hat / gamma, >= 0, dimensionless, so that gamma-hat follows schedules of `lr`. 0
-            displaces by u v alone. To be tuned: 3 was best in our pilot, at the edge of its grid; for noise c * lr
+            displaces by u v alone. To be tuned: a small pilot preferred 3, at the edge of its grid; for noise c * lr
             is its standard deviation, for ``"filter"`` relative to the filter's entries.
         perturb: ``"past_local"``, ``"past_global"``, ``"isotropic"`` or ``"filter"``. A sharded model never forms local
             gradients, and takes the others.

@@ -186,11 +186,13 @@ class AbstractExtrapolated(AbstractOptimizer):
         self._inside = True
         try:
             self._displace(worker, kept)
+            torch.clear_autocast_cache()  # of weights at w
             self._window.set_aside(recorded)
             yield
             finished = True
         finally:
             kept.restore()
+            torch.clear_autocast_cache()  # of weights at z
             self._inside = False
             if not finished:
                 self._window.put_back(recorded)
@@ -224,13 +226,16 @@ class AbstractExtrapolated(AbstractOptimizer):
         if self._inside:
             raise StepError(f"step was called {_INSIDE}")
         loss = super().evaluate(closure)
-        if not self._used and any(
-            self.displaces(group) and any(param.grad is not None for param in group["params"])
-            for group in self.param_groups
-        ):
+        groups = [g for g in self.param_groups if any(param.grad is not None for param in g["params"])]
+        if not self._used and any(self.displaces(group) for group in groups):
             raise StepError(
                 f"{type(self).__name__} needs gradients at displaced parameters, and none was computed so since the "
                 "last step: put forward and backward into `with optimizer.extrapolated():`"
+            )
+        if self._hooked and self._window.empty and any(self._keeps(group) for group in groups):
+            raise StepError(
+                "no local gradient was seen since the last step: the last backward before a step must be one in which "
+                "the wrapper averages, inside `with optimizer.extrapolated():`"
             )
         if self._window.mixed:
             raise StepError(

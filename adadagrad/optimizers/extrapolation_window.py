@@ -26,6 +26,11 @@ class LocalGradients:
         self.mixed = False
         """Whether a gradient was received twice, the second time with an average in it."""
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was found."""
+        return not self._found
+
     def set_aside(self, params: Sequence[Tensor]) -> None:
         """Take the gradients that are there out of `.grad`.
 

@@ -218,6 +218,12 @@ def resumed(rank: int) -> dict[str, Any]:
     found["twice"] = str(error.value)
     assert torch.equal(flat(model.parameters()), weights)
     optimizer.zero_grad()
+    with wrapped.no_sync(), optimizer.extrapolated():
+        loss_of(wrapped, batch(9, rank)).backward()
+    with pytest.raises(StepError) as error:
+        optimizer.step()
+    found["never"] = str(error.value)
+    optimizer.zero_grad()
     train(wrapped, optimizer, range(1))
     return found
 
@@ -240,6 +246,7 @@ def test_resuming_noise_and_refusals() -> None:
     assert one["workers"].startswith("workers must be 1 under DistributedDataParallel")
     assert "averaged over ranks twice" in one["twice"]
     assert "no_sync()" in one["twice"]
+    assert "no local gradient was seen" in one["never"]
 
 
 def sharded(rank: int) -> dict[str, Any]:

@@ -363,6 +363,25 @@ def test_follows_a_schedule() -> None:
         assert param.item() == -1.5  # w = 0, g = 1, gamma-hat = 3 * 0.5
 
 
+def test_weights_that_autocast_has_cast_are_cast_anew() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 3), torch.randn(2, 4)
+    optimizer = ExtrapolatedSGD(model.parameters(), perturb="isotropic")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        before = model(x).detach()
+        with optimizer.extrapolated():
+            assert not torch.equal(model(x).detach(), before)
+        assert torch.equal(model(x).detach(), before)
+
+
+def test_the_learning_rate_may_be_a_tensor() -> None:
+    for kind in OPTIMIZERS:
+        params, others = parameters(), parameters()
+        train(OPTIMIZERS[kind](params, lr=torch.tensor(0.25)), params, range(3))
+        train(OPTIMIZERS[kind](others, lr=0.25), others, range(3))
+        assert same(params, others)
+
+
 def test_copies_are_independent() -> None:
     params, optimizer = started("sgd", {})
     others, other = copy.deepcopy((params, optimizer))
