@@ -198,7 +198,7 @@ def place_in_group(index: int, param: Tensor) -> str:
 
 
 def buckets(
-    lists: Sequence[Sequence[Tensor]], numbers: Sequence[Numbers] = (), *, piece: int = PIECE
+    lists: Sequence[Sequence[Tensor]], numbers: Sequence[Numbers] = (), *, times: int = 1
 ) -> Iterator[tuple[list[list[Tensor]], list[Any]]]:
     """Cut parallel lists of tensors into lists for foreach operations that change them in place.
 
@@ -206,8 +206,7 @@ def buckets(
         lists: Lists of equal length; the tensors of one place in them have one shape, device and dtype, and lie on
             ranks alike.
         numbers: Lists of numbers, one for each tensor.
-        piece: Elements of a list that are worked on at a time on a CPU; more than the default where hardly anything
-            but the lists is touched.
+        times: Pieces on a CPU are so many times `PIECE`: more than 1 where hardly anything but the lists is touched.
 
     Yields:
         The lists, of this rank's parts and in the storage of the tensors, and the numbers that belong to them.
@@ -220,13 +219,14 @@ def buckets(
         [tensor([2., 2., 2.]), tensor([5., 5.])]
     """
     kinds: dict[tuple[torch.device, torch.dtype], list[tuple[list[Tensor], list[Any]]]] = {}
+    size = times * PIECE
     for index, column in enumerate(zip(*lists, strict=True)):
         parts = [local_part(tensor) for tensor in column]
         own = [some[index] for some in numbers]
         rows = kinds.setdefault((parts[0].device, parts[0].dtype), [])
-        rows += ((some, own) for some in _pieces(parts, piece))
+        rows += ((some, own) for some in _pieces(parts, size))
     for rows in kinds.values():
-        for some in _in_turn(rows, piece):
+        for some in _in_turn(rows, size):
             yield (
                 [list(part) for part in zip(*(tensors for tensors, _ in some), strict=True)],
                 [list(part) for part in zip(*(own for _, own in some), strict=True)],

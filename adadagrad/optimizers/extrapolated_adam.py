@@ -11,7 +11,7 @@ from torch import Tensor
 from adadagrad.core.checks import check_at_least, check_betas, check_choice, check_integer, check_positive
 from adadagrad.optimizers.base import buckets, counted, counter
 from adadagrad.optimizers.extrapolation import AbstractExtrapolated
-from adadagrad.optimizers.extrapolation_noise import PIECE, Kept
+from adadagrad.optimizers.extrapolation_noise import TIMES, Kept
 
 DIRECTIONS = ("precond", "grad")
 
@@ -139,7 +139,7 @@ class ExtrapolatedAdam(AbstractExtrapolated):
             self._add_directions(group, params, counts, -length, kept)
             return
         pairs = [(param, past) for param in params if (past := self.local_gradient(param, worker)) is not None]
-        for (parts, gradients), _ in buckets(list(zip(*pairs, strict=True)) or [[], []], piece=PIECE):
+        for (parts, gradients), _ in buckets(list(zip(*pairs, strict=True)) or [[], []], times=TIMES):
             kept.keep(parts)
             torch._foreach_add_(parts, gradients, alpha=length if group["maximize"] else -length)
 
@@ -171,7 +171,7 @@ class ExtrapolatedAdam(AbstractExtrapolated):
         factors = [factor / (1 - first**count) for count in counts]
         roots = [(1 - second**count) ** 0.5 for count in counts]
         decay = 1 - float(group["lr"]) * group["weight_decay"]
-        for (parts, averages, squares, *grads), (steps, corrections) in buckets(lists, [factors, roots], piece=PIECE):
+        for (parts, averages, squares, *grads), (steps, corrections) in buckets(lists, [factors, roots], times=TIMES):
             if kept is not None:
                 kept.keep(parts)
             else:

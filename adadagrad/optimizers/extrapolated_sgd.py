@@ -16,7 +16,7 @@ from adadagrad.optimizers.base import buckets
 from adadagrad.optimizers.extrapolation import AbstractExtrapolated
 from adadagrad.optimizers.extrapolation_noise import (
     FILTER_NORMS,
-    PIECE,
+    TIMES,
     FilterNorm,
     Kept,
     check_whole_filters,
@@ -206,7 +206,7 @@ class ExtrapolatedSGD(AbstractExtrapolated):
                 rows = columns.setdefault(tuple(factor for factor, _ in terms), [])
                 rows.append([param, *(tensor for _, tensor in terms)])
         for factors, rows in columns.items():
-            for (parts, *others), _ in buckets(list(zip(*rows, strict=True)), piece=PIECE):
+            for (parts, *others), _ in buckets(list(zip(*rows, strict=True)), times=TIMES):
                 kept.keep(parts)
                 for factor, tensors in zip(factors, others, strict=True):
                     torch._foreach_add_(parts, tensors, alpha=factor)
@@ -271,7 +271,7 @@ class ExtrapolatedSGD(AbstractExtrapolated):
         if remembers:
             lists.append([state["past_gradient"] for state in states])
         inertia = momentum * (1 - lr * decay) if group["nesterov"] else momentum  # decay at w + u v, or at w
-        for (ps, grads, *others), _ in buckets(lists, piece=PIECE):
+        for (ps, grads, *others), _ in buckets(lists, times=TIMES):
             if remembers:
                 torch._foreach_copy_(others[-1], grads)
             if momentum:

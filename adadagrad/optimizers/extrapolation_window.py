@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adadagrad.optimizers.base import buckets
-from adadagrad.optimizers.extrapolation_noise import PIECE
+from adadagrad.optimizers.extrapolation_noise import TIMES
 
 
 class LocalGradients:
@@ -72,11 +72,11 @@ class LocalGradients:
         if workers > 1:
             old, new = [*old, *new], []
         for (places, some), _ in buckets(
-            [[self._found[param] for param in new], [grads[param] for param in new]], piece=PIECE
+            [[self._found[param] for param in new], [grads[param] for param in new]], times=TIMES
         ):
             torch._foreach_copy_(places, some)
         own = [self._found[param] if workers == 1 else self._found[param][worker] for param in old]
-        for (places, some), _ in buckets([own, [grads[param] for param in old]], piece=PIECE):
+        for (places, some), _ in buckets([own, [grads[param] for param in old]], times=TIMES):
             torch._foreach_add_(places, some, alpha=workers)
         for param, before in (self._aside or {}).items():
             if param.grad is not None:

@@ -10,6 +10,8 @@ import torch
 
 from adadagrad.core.optimizing import Extrapolating, Reevaluating
 from adadagrad.optimizers import MARS, MARSM, SIFT, AdaGradNorm, AdaRankGrad, LaMAdam, MAdam
+from adadagrad.optimizers.extrapolated_adam import ExtrapolatedAdam
+from adadagrad.optimizers.extrapolated_sgd import ExtrapolatedSGD
 
 Make = Callable[..., torch.optim.Optimizer]
 
@@ -115,6 +117,33 @@ CASES = [
         compiles=True,
         scale="none",
         tiny={"eps": 1e-300},
+    ),
+    Case(
+        "ExtrapolatedSGD",
+        ExtrapolatedSGD,
+        lr=0.1,
+        rosenbrock=(2e-4, 2000),
+        digits=0.5,
+        changes={
+            **{"lr": 0.003, "momentum": 0.5, "extrapolation": 0.3, "nesterov": False, "weight_decay": 0.3},
+            **{"perturb": "isotropic", "maximize": True},
+        },
+        shards=False,
+    ),
+    Case(
+        "ExtrapolatedAdam",
+        ExtrapolatedAdam,
+        lr=0.1,
+        changes={**ADAM_LIKE, "betas": (0.5, 0.6), "extrapolation": 0.3, "direction": "grad"},
+        scale="none",
+        tiny={"eps": 1e-300},
+    ),
+    Case(
+        "ExtrapolatedAdam grad",
+        ExtrapolatedAdam,
+        lr=0.1,
+        options={"direction": "grad", "extrapolation": 0.02},
+        shards=False,
     ),
 ]
 
