@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from adadagrad.engine.recommended import recommended
     from adadagrad.local_sgd import LocalSGD
     from adadagrad.optimizers.adagrad_norm import AdaGradNorm
+    from adadagrad.optimizers.adarankgrad import AdaRankGrad
+    from adadagrad.optimizers.extrapolated_adam import ExtrapolatedAdam
+    from adadagrad.optimizers.extrapolated_sgd import ExtrapolatedSGD
+    from adadagrad.optimizers.lamadam import LaMAdam
+    from adadagrad.optimizers.madam import MAdam
+    from adadagrad.optimizers.mars import MARS
+    from adadagrad.optimizers.mars_m import MARSM
+    from adadagrad.optimizers.sift import SIFT
     from adadagrad.policies import (
         CABS,
         AugmentedInnerProductTest,
@@ -60,8 +68,12 @@ if TYPE_CHECKING:
 __all__ = [
     "CABS",
     "LEGW",
+    "MARS",
+    "MARSM",
+    "SIFT",
     "AccumulatorScale",
     "AdaGradNorm",
+    "AdaRankGrad",
     "AdaScale",
     "AdamScale",
     "AdaptiveBatch",
@@ -77,15 +89,19 @@ __all__ = [
     "Decision",
     "DiveBatch",
     "ExponentialAverage",
+    "ExtrapolatedAdam",
+    "ExtrapolatedSGD",
     "GeometricBatch",
     "GradientMeter",
     "GradientNoiseScale",
     "GradientStatistics",
     "InnerProductTest",
+    "LaMAdam",
     "LinearBatch",
     "LinearScaling",
     "LinearSchedule",
     "LocalSGD",
+    "MAdam",
     "Measure",
     "MicroBatch",
     "NormTest",
@@ -111,6 +127,14 @@ _HOMES = {
     "engine.recommended": ("recommended",),
     "local_sgd": ("LocalSGD",),
     "optimizers.adagrad_norm": ("AdaGradNorm",),
+    "optimizers.adarankgrad": ("AdaRankGrad",),
+    "optimizers.extrapolated_adam": ("ExtrapolatedAdam",),
+    "optimizers.extrapolated_sgd": ("ExtrapolatedSGD",),
+    "optimizers.lamadam": ("LaMAdam",),
+    "optimizers.madam": ("MAdam",),
+    "optimizers.mars": ("MARS",),
+    "optimizers.mars_m": ("MARSM",),
+    "optimizers.sift": ("SIFT",),
     "policies": (
         "CABS",
         "AugmentedInnerProductTest",

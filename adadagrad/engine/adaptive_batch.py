@@ -154,7 +154,6 @@ class AdaptiveBatch:
         self.parallel = recognise(model, parallel)
         self.scaling = LossScale(grad_scaler, self.parallel)
         self.replay = replay
-        check_optimizer(self)
         ranks = self.parallel.ranks
         self.bounds = Bounds() if bounds is None else bounds
         check_confidence(self.bounds, policy, measure)
@@ -198,6 +197,7 @@ class AdaptiveBatch:
         )
         self.measuring.refuse_small(self.global_batch_size)
         self.measuring.refuse_large(self.max_batch_size, micro_batch_size)
+        check_optimizer(self)
         self.samples_seen = self.samples_drawn = self.steps = self.skipped = 0
         self.nonfinite_requests = 0  # of the policy; they never change the batch size, but for `on_infinite="cap"`
         self.seconds = 0.0

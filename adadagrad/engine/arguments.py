@@ -248,6 +248,11 @@ def check_optimizer(engine: AdaptiveBatch) -> None:
             f"optimizer {name} takes gradients out of .grad before the ranks have averaged them: pass "
             "free_gradients=False"
         )
+    if isinstance(optimizer, TakesGradients) and optimizer.takes_gradients and engine.measuring.enabled:
+        raise InvalidArgument(
+            f"optimizer {name} takes gradients out of .grad, so that nothing can be measured of them: pass "
+            "free_gradients=False, or choose a policy and a rate that measure nothing"
+        )
 
 
 def needs_closure(optimizer: torch.optim.Optimizer) -> bool:

@@ -2,10 +2,22 @@
 
 from adadagrad.optimizers.adagrad_norm import AdaGradNorm
 from adadagrad.optimizers.adarankgrad import AdaRankGrad
+from adadagrad.optimizers.extrapolated_adam import ExtrapolatedAdam
+from adadagrad.optimizers.extrapolated_sgd import ExtrapolatedSGD
 from adadagrad.optimizers.lamadam import LaMAdam
 from adadagrad.optimizers.madam import MAdam
 from adadagrad.optimizers.mars import MARS
 from adadagrad.optimizers.mars_m import MARSM
 from adadagrad.optimizers.sift import SIFT
 
-__all__ = ["MARS", "MARSM", "SIFT", "AdaGradNorm", "AdaRankGrad", "LaMAdam", "MAdam"]
+__all__ = [
+    "MARS",
+    "MARSM",
+    "SIFT",
+    "AdaGradNorm",
+    "AdaRankGrad",
+    "ExtrapolatedAdam",
+    "ExtrapolatedSGD",
+    "LaMAdam",
+    "MAdam",
+]
