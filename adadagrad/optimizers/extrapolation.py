@@ -152,7 +152,7 @@ class AbstractExtrapolated(AbstractOptimizer):
     """What to write in its place."""
 
     @contextmanager
-    def extrapolated(self, worker: int = 0) -> Iterator[None]:
+    def extrapolated(self, worker: int | None = None) -> Iterator[None]:
         """Displace the parameters inside the context, around a forward and its backward.
 
         After an error the parameters are put back, and nothing of it is kept as a local gradient. Where the context
@@ -161,21 +161,24 @@ class AbstractExtrapolated(AbstractOptimizer):
 
         Args:
             worker: Which of the simulated workers this backward is for, from 0 to ``workers`` - 1. Its loss is
-                divided by their number, as gradients of micro-batches are that add up to their mean.
+                divided by their number, as gradients of micro-batches are that add up to their mean. May be left out
+                where there is one.
 
         Yields:
             Nothing.
 
         Raises:
-            InvalidArgument: There is no such worker.
+            InvalidArgument: There is no such worker, or several and none is named.
             StepError: The context is entered already.
         """
         if self._inside:
             raise StepError(f"extrapolated() was entered {_INSIDE}")
+        if worker is None and self.workers == 1:
+            worker = 0
         if isinstance(worker, bool) or not isinstance(worker, int) or not 0 <= worker < self.workers:
             raise InvalidArgument(
-                f"worker must be an integer from 0 to {self.workers - 1}, got {worker!r}: "
-                "workers of the optimizer says how many there are"
+                f"worker must be an integer from 0 to {self.workers - 1}, got {worker!r}: enter "
+                "extrapolated(worker=k) once for each of the simulated workers, or build the optimizer with workers=1"
             )
         everything = [param for group in self.param_groups for param in group["params"]]
         if all(param.grad is None for param in everything):
