@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from adadagrad.core.mixing import seed_for
-from adadagrad.core.optimizing import Extrapolating
 from adadagrad.optimizers.extrapolated_adam import ExtrapolatedAdam
 from adadagrad.optimizers.extrapolated_sgd import ExtrapolatedSGD
 
@@ -325,78 +323,3 @@ def test_batch_normalisation_sees_each_batch_once() -> None:
         assert len(seen) == 1
         expected = 0.9 * before["running_mean"] + 0.1 * seen[0].mean(0)
         torch.testing.assert_close(model[1].running_mean, expected)
-
-
-STATES: list[tuple[str, dict[str, Any]]] = [
-    *(("sgd", {"perturb": name}) for name in ("past_local", "past_global", "isotropic", "filter")),
-    *(("sgd", {"workers": 2}), ("sgd", {"momentum": 0.0})),
-    *(("adam", {"direction": "precond"}), ("adam", {"direction": "grad", "workers": 2})),
-]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("kind", "options"), STATES, ids=str)
-def test_resuming_is_bitwise(kind: str, options: dict[str, Any], dtype: torch.dtype) -> None:
-    def build() -> tuple[list[nn.Parameter], Any]:
-        params = [nn.Parameter(p.detach().to(dtype)) for p in parameters()]
-        groups = [{"params": params[:2]}, {"params": params[2:], "lr": 0.02, "extrapolation": 2.0}]
-        return params, OPTIMIZERS[kind](groups, lr=0.05, **options)
-
-    params, optimizer = build()
-    train(optimizer, params, range(3))
-    file = io.BytesIO()
-    torch.save({"params": [p.detach() for p in params], "optimizer": optimizer.state_dict()}, file)
-    train(optimizer, params, range(3, 6))
-    file.seek(0)
-    saved = torch.load(file, weights_only=True)
-    others, other = build()
-    with torch.no_grad():
-        for param, value in zip(others, saved["params"], strict=True):
-            param.copy_(value)
-    other.load_state_dict(saved["optimizer"])
-    train(other, others, range(3, 6))
-    assert all(torch.equal(a, b) for a, b in zip(params, others, strict=True))
-    assert params[0].dtype == dtype
-
-
-def test_state_is_what_is_promised() -> None:
-    params = parameters()
-    for options, names in [
-        ({}, {"velocity", "local_gradient"}),
-        ({"momentum": 0.0}, {"local_gradient"}),
-        ({"perturb": "past_global"}, {"velocity", "past_gradient"}),
-        ({"perturb": "filter"}, {"velocity"}),
-        ({"extrapolation": 0.0}, {"velocity"}),
-    ]:
-        optimizer: Any = ExtrapolatedSGD(params, **options)  # type: ignore[arg-type]
-        train(optimizer, params, range(2))
-        assert set(optimizer.state[params[0]]) == names
-    optimizer = ExtrapolatedSGD(params, workers=3)
-    train(optimizer, params, range(2))
-    assert optimizer.state[params[0]]["local_gradient"].shape == (3, 3, 4)
-    optimizer = ExtrapolatedAdam(params)
-    train(optimizer, params, range(2))
-    assert set(optimizer.state[params[0]]) == {"step", "exp_avg", "exp_avg_sq"}
-
-
-def test_groups_have_options_of_their_own() -> None:
-    names = ["past_local", "past_global", "isotropic", "filter"]
-    params = parameters()
-    groups = [{"params": [p], "perturb": n, "lr": 0.01 * (i + 1)} for i, (p, n) in enumerate(zip(params, names))]  # noqa: B905
-    optimizer = ExtrapolatedSGD(groups, momentum=0.5)
-    train(optimizer, params, range(4))
-    for i, name in enumerate(names):
-        alone = reference_sgd(4, [0.01 * (i + 1)] * 4, perturb=name, momentum=0.5)
-        torch.testing.assert_close(params[i].detach(), alone[i], rtol=1e-12, atol=1e-13)
-
-
-def test_offers_what_an_engine_asks_for() -> None:
-    for kind, options, local in [
-        ("sgd", {}, True),
-        ("sgd", {"perturb": "filter"}, False),
-        ("adam", {}, False),
-        ("adam", {"direction": "grad"}, True),
-    ]:
-        optimizer: Any = OPTIMIZERS[kind](parameters(), **options)  # type: ignore[arg-type]
-        assert isinstance(optimizer, Extrapolating)
-        assert optimizer.needs_local_gradients == optimizer.own_state == local

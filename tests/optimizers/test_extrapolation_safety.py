@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adadagrad.core.errors import InvalidArgument, StepError, UnknownName
-from adadagrad.optimizers.extrapolated_adam import ExtrapolatedAdam
+from adadagrad.core.errors import StepError
 from adadagrad.optimizers.extrapolated_sgd import ExtrapolatedSGD
 from tests.optimizers.test_extrapolation import OPTIMIZERS, data, loss_of, parameters, train
 
@@ -380,62 +379,3 @@ def test_the_learning_rate_may_be_a_tensor() -> None:
         train(OPTIMIZERS[kind](params, lr=torch.tensor(0.25)), params, range(3))
         train(OPTIMIZERS[kind](others, lr=0.25), others, range(3))
         assert same(params, others)
-
-
-def test_copies_are_independent() -> None:
-    params, optimizer = started("sgd", {})
-    others, other = copy.deepcopy((params, optimizer))
-    train(optimizer, params, range(3, 5))
-    train(other, others, range(3, 5))
-    assert same(params, others)
-
-
-BAD: list[tuple[str, dict[str, Any], str]] = [
-    *((kind, {"lr": -0.1}, "lr must be >= 0, got -0.1") for kind in OPTIMIZERS),
-    *((kind, {"extrapolation": -1.0}, "extrapolation must be >= 0, got -1.0") for kind in OPTIMIZERS),
-    *((kind, {"weight_decay": -1.0}, "weight_decay must be >= 0, got -1.0") for kind in OPTIMIZERS),
-    *((kind, {"workers": 0}, "workers must be >= 1, got 0") for kind in OPTIMIZERS),
-    *((kind, {"workers": 1.5}, "workers must be an integer, got 1.5") for kind in OPTIMIZERS),
-    ("sgd", {"momentum": 1.0}, "momentum must be >= 0 and below 1, got 1.0"),
-    ("sgd", {"perturb": "past_locale"}, "unknown perturb 'past_locale': did you mean past_local"),
-    ("sgd", {"filter_norm": "l2"}, "unknown filter_norm 'l2'"),
-    ("sgd", {"seed": -1}, "seed must be >= 0, got -1"),
-    ("adam", {"betas": (0.9, 1.0)}, r"betas\[1\] must be >= 0 and below 1, got 1.0"),
-    ("adam", {"eps": 0.0}, "eps must be > 0, got 0.0"),
-    ("adam", {"direction": "gradient"}, "unknown direction 'gradient': did you mean grad"),
-]
-
-
-@pytest.mark.parametrize(("kind", "options", "message"), BAD, ids=str)
-def test_bad_options(kind: str, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(InvalidArgument, match=message):
-        OPTIMIZERS[kind](parameters(), **options)
-    with pytest.raises(InvalidArgument, match=message):
-        OPTIMIZERS[kind]([{"params": parameters(), **options}])
-
-
-def test_other_bad_input() -> None:
-    optimizer = ExtrapolatedSGD(parameters(), workers=2)
-    for worker in (-1, 2, True, 1.0, None):
-        with pytest.raises(InvalidArgument, match=f"worker must be an integer from 0 to 1, got {worker}"):  # noqa: SIM117
-            with optimizer.extrapolated(worker):  # type: ignore[arg-type]
-                pass
-    with pytest.raises(InvalidArgument, match="workers must be the same in all groups, got 2 and 3"):
-        optimizer.add_param_group({"params": parameters(), "workers": 3})
-    assert len(optimizer.param_groups) == 1
-    with pytest.raises(InvalidArgument, match="model must be a DistributedDataParallel, got Linear"):
-        ExtrapolatedAdam(parameters(), direction="grad").keep_local_gradients(nn.Linear(1, 1))
-    with pytest.raises(InvalidArgument, match=r"use torch\.view_as_real"):
-        ExtrapolatedSGD([nn.Parameter(torch.ones(1, dtype=torch.complex64))])
-    assert issubclass(UnknownName, InvalidArgument)
-
-
-def test_sparse_gradients_are_refused_and_change_nothing() -> None:
-    embedding = nn.Embedding(10, 4, sparse=True)
-    optimizer = ExtrapolatedSGD(embedding.parameters())
-    before = embedding.weight.detach().clone()
-    with optimizer.extrapolated():
-        embedding(torch.tensor([1, 2])).sum().backward()
-    with pytest.raises(InvalidArgument, match=r"of shape \(10, 4\): set sparse=False"):
-        optimizer.step()
-    assert torch.equal(embedding.weight, before)
