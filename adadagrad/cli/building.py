@@ -7,16 +7,20 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from adadagrad.cli.config import Settings
 from adadagrad.cli.data import DataSource
 from adadagrad.cli.fit import check_data, check_fit
-from adadagrad.cli.names import make_model, make_optimizer, make_policy, make_schedule
+from adadagrad.cli.names import make_model, make_policy, make_schedule
+from adadagrad.cli.optimizers import make_optimizer
 from adadagrad.cli.rates import make_rate
 from adadagrad.core.errors import InvalidArgument
+from adadagrad.core.optimizing import Reevaluating
 from adadagrad.core.settings import Bounds, Measure
 from adadagrad.engine import AdaptiveBatch
 from adadagrad.engine.recommended import GROWTH, OVERHEAD, recommended
+from adadagrad.optimizers import ExtrapolatedSGD
 from adadagrad.parallel.starting import data_parallel, local_device
 from adadagrad.policies import GradientNoiseScale
 from adadagrad.policies.base import AbstractPolicy
@@ -55,8 +59,11 @@ def make_engine(
     else:
         rate = make_rate(optimizer, chosen)
     budget: dict[str, Any] = {"epochs": run.epochs} if run.samples is None else {"total_samples": run.samples}
+    whole = data_parallel(model, run.device)
+    if isinstance(whole, DistributedDataParallel) and isinstance(optimizer, ExtrapolatedSGD):
+        optimizer.keep_local_gradients(whole)
     return AdaptiveBatch(
-        data_parallel(model, run.device),
+        whole,
         optimizer,
         data.train,
         policy=policy,
@@ -74,6 +81,7 @@ def make_engine(
         bounds=bounds,
         rate=rate,
         lr_schedule=make_schedule(chosen),
+        replay=isinstance(optimizer, Reevaluating) and optimizer.needs_closure,
         max_grad_norm=chosen.max_grad_norm,
         on_nonfinite=run.on_nonfinite,
         seed=run.seed,

@@ -106,7 +106,8 @@ class OptimizerOptions:
     """How the parameters move.
 
     Args:
-        optimizer: adagrad, adagrad-norm, sgd, adam or adamw.
+        optimizer: adagrad, adagrad-norm, sgd, adam, adamw, mars, mars-m, madam, lamadam, adarankgrad, sift,
+            extrapolated-sgd or extrapolated-adam.
         lr: Learning rate, of the base batch where --rate changes it.
         rate: How the learning rate follows the batch size: none, recommended (linear with the recommended policy and
             noise-scale, none with others), adascale, adamscale, accumulator, linear, sqrt, legw or seesaw.
@@ -117,8 +118,15 @@ class OptimizerOptions:
         progress_in: What schedules and budget count: examples, or the gain's scale-invariant progress [adascale,
             adamscale, accumulator].
         legw_epochs: Epochs of warm-up at the base batch size [legw].
-        momentum: Momentum [sgd].
+        momentum: Momentum [sgd, extrapolated-sgd].
         weight_decay: Weight decay.
+        gamma: Scale of the gradient's correction [mars, mars-m].
+        mars_variant: What the corrected momentum drives [mars].
+        mars_mode: approximate, or exact: the batch is evaluated a second time, at the last weights [mars, mars-m].
+        max_rank: Largest rank in which the moments of a matrix are kept [adarankgrad].
+        sift_rate: Share of every tensor's entries that is trained [sift].
+        extrapolation: Displacement of the weights relative to the learning rate [extrapolated-sgd, extrapolated-adam].
+        perturb: What they are displaced by [extrapolated-sgd].
         lr_schedule: constant, cosine, linear or step, over samples.
         warmup_samples: Samples of linear warm-up [cosine, linear].
         lr_floor: Last learning rate as a fraction of the first [cosine, linear].
@@ -135,6 +143,13 @@ class OptimizerOptions:
     legw_epochs: float = 1.0
     momentum: float = 0.0
     weight_decay: float = 0.0
+    gamma: float = 0.025
+    mars_variant: Literal["adamw", "lion", "shampoo"] = "adamw"
+    mars_mode: Literal["approximate", "exact"] = "approximate"
+    max_rank: int = 16
+    sift_rate: float = 0.008
+    extrapolation: float = 1.0
+    perturb: Literal["past_local", "past_global", "isotropic", "filter"] = "past_local"
     lr_schedule: str = "constant"
     warmup_samples: int = 0
     lr_floor: float = 0.0

@@ -1,24 +1,21 @@
-"""What the names on the command line stand for: the only tables from names to classes.
+"""What the names on the command line stand for: the tables from names to classes; those of optimizers are beside it.
 
-To make a new policy, optimizer, schedule or model known to the command line, add a row here.
+To make a new policy, schedule or model known to the command line, add a row here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
 from adadagrad.cli.config import BatchOptions, OptimizerOptions, PolicyOptions
 from adadagrad.cli.data import DataSource
 from adadagrad.cli.models import cnn, logistic, mlp
 from adadagrad.cli.objects import call_object, is_object_name
-from adadagrad.core.checks import check_at_least
 from adadagrad.core.errors import InvalidArgument, UnknownName
 from adadagrad.core.protocols import LearningRateSchedule
-from adadagrad.optimizers.adagrad_norm import AdaGradNorm
 from adadagrad.policies import (
     CABS,
     AugmentedInnerProductTest,
@@ -70,14 +67,6 @@ POLICIES: Mapping[str, Callable[[BatchOptions, PolicyOptions], AbstractPolicy]] 
     "recorded": lambda b, p: RecordedBatch.from_log(_given(p.plan, "plan", "--policy recorded")),
 }
 
-OPTIMIZERS: Mapping[str, Callable[[Iterable[nn.Parameter], OptimizerOptions], torch.optim.Optimizer]] = {
-    "adagrad": lambda params, o: torch.optim.Adagrad(params, lr=o.lr, weight_decay=o.weight_decay),
-    "adagrad-norm": lambda params, o: AdaGradNorm(params, lr=o.lr, weight_decay=o.weight_decay),
-    "sgd": lambda params, o: torch.optim.SGD(params, lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay),
-    "adam": lambda params, o: torch.optim.Adam(params, lr=o.lr, weight_decay=o.weight_decay),
-    "adamw": lambda params, o: torch.optim.AdamW(params, lr=o.lr, weight_decay=o.weight_decay),
-}
-
 SCHEDULES: Mapping[str, Callable[[OptimizerOptions], LearningRateSchedule]] = {
     "constant": lambda o: ConstantSchedule(),
     "cosine": lambda o: CosineSchedule(warmup_samples=o.warmup_samples, floor=o.lr_floor),
@@ -93,28 +82,6 @@ def make_policy(batch: BatchOptions, options: PolicyOptions) -> AbstractPolicy:
     if batch.policy not in POLICIES:
         raise UnknownName("policy", batch.policy, ("recommended", *POLICIES))
     return POLICIES[batch.policy](batch, options)
-
-
-def make_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:
-    """Make the optimizer that ``--optimizer`` names, over a model's parameters.
-
-    Args:
-        model: The model.
-        options: Its name and parameters.
-
-    Returns:
-        The optimizer.
-
-    Raises:
-        UnknownName: There is no such optimizer.
-        InvalidArgument: A parameter is negative or not finite, or torch refuses it.
-    """
-    make = find("optimizer", options.optimizer, OPTIMIZERS)
-    check_at_least(0, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay)
-    try:
-        return make((p for p in model.parameters() if p.requires_grad), options)
-    except ValueError as error:
-        raise InvalidArgument(f"--optimizer {options.optimizer}: {error}") from error
 
 
 def make_schedule(options: OptimizerOptions) -> LearningRateSchedule | None:

@@ -18,13 +18,12 @@ from adadagrad.cli.config import BatchOptions, OptimizerOptions, PolicyOptions, 
 from adadagrad.cli.data import DataSource, load_data
 from adadagrad.cli.names import (
     MODELS,
-    OPTIMIZERS,
     POLICIES,
     make_model,
-    make_optimizer,
     make_policy,
     make_schedule,
 )
+from adadagrad.cli.optimizers import OPTIMIZERS, make_optimizer
 from adadagrad.cli.rates import RATES, make_rate
 from adadagrad.core.errors import InvalidArgument, UnknownName
 from adadagrad.rates import LinearScaling

@@ -13,7 +13,8 @@ from torch import nn
 
 from adadagrad.cli.arguments import CompareCommand, TrainCommand, parse
 from adadagrad.cli.config import BatchOptions, OptimizerOptions, PolicyOptions
-from adadagrad.cli.names import OPTIMIZERS, POLICIES, SCHEDULES
+from adadagrad.cli.names import POLICIES, SCHEDULES
+from adadagrad.cli.optimizers import OPTIMIZERS
 from adadagrad.cli.rates import RATES
 from adadagrad.cli.unused import READERS, TESTS
 from adadagrad.core.errors import InvalidArgument

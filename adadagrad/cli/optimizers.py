@@ -1,0 +1,79 @@
+"""What ``--optimizer`` may name: the table from names to optimizers.
+
+To make a new optimizer known to the command line, add a row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import nn
+
+from adadagrad.cli.config import OptimizerOptions
+from adadagrad.cli.names import find
+from adadagrad.core.checks import check_at_least
+from adadagrad.core.errors import InvalidArgument
+from adadagrad.optimizers import (
+    MARS,
+    MARSM,
+    SIFT,
+    AdaGradNorm,
+    AdaRankGrad,
+    ExtrapolatedAdam,
+    ExtrapolatedSGD,
+    LaMAdam,
+    MAdam,
+)
+
+OPTIMIZERS: Mapping[str, Callable[[Iterable[nn.Parameter], OptimizerOptions], torch.optim.Optimizer]] = {
+    "adagrad": lambda params, o: torch.optim.Adagrad(params, lr=o.lr, weight_decay=o.weight_decay),
+    "adagrad-norm": lambda params, o: AdaGradNorm(params, lr=o.lr, weight_decay=o.weight_decay),
+    "sgd": lambda params, o: torch.optim.SGD(params, lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay),
+    "adam": lambda params, o: torch.optim.Adam(params, lr=o.lr, weight_decay=o.weight_decay),
+    "adamw": lambda params, o: torch.optim.AdamW(params, lr=o.lr, weight_decay=o.weight_decay),
+    "mars": lambda params, o: MARS(
+        params, lr=o.lr, weight_decay=o.weight_decay, gamma=o.gamma, variant=o.mars_variant, mode=o.mars_mode
+    ),
+    "mars-m": lambda params, o: MARSM(params, lr=o.lr, weight_decay=o.weight_decay, gamma=o.gamma, mode=o.mars_mode),
+    "madam": lambda params, o: MAdam(params, lr=o.lr, weight_decay=o.weight_decay),
+    "lamadam": lambda params, o: LaMAdam(params, lr=o.lr, weight_decay=o.weight_decay),
+    "adarankgrad": lambda params, o: AdaRankGrad(params, lr=o.lr, weight_decay=o.weight_decay, max_rank=o.max_rank),
+    # Gradients stay where they are, because they are measured, and averaged over ranks.
+    "sift": lambda params, o: SIFT(
+        params, torch.optim.AdamW, lr=o.lr, weight_decay=o.weight_decay, rate=o.sift_rate, free_gradients=False
+    ),
+    "extrapolated-sgd": lambda params, o: ExtrapolatedSGD(
+        params,
+        lr=o.lr,
+        momentum=o.momentum,
+        extrapolation=o.extrapolation,
+        perturb=o.perturb,
+        weight_decay=o.weight_decay,
+    ),
+    "extrapolated-adam": lambda params, o: ExtrapolatedAdam(
+        params, lr=o.lr, weight_decay=o.weight_decay, extrapolation=o.extrapolation
+    ),
+}
+
+
+def make_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:
+    """Make the optimizer that ``--optimizer`` names, over a model's parameters.
+
+    Args:
+        model: The model.
+        options: Its name and parameters.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        UnknownName: There is no such optimizer.
+        InvalidArgument: A parameter is out of its range, or torch refuses it.
+    """
+    make = find("optimizer", options.optimizer, OPTIMIZERS)
+    check_at_least(0, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay)
+    try:
+        return make((p for p in model.parameters() if p.requires_grad), options)
+    except ValueError as error:
+        raise InvalidArgument(f"--optimizer {options.optimizer}: {error}") from error
