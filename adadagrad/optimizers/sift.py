@@ -3,6 +3,7 @@ r"""SIFT: fine-tune a few entries of each tensor, those with the largest gradien
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, final
 
@@ -150,7 +151,7 @@ class SIFT(AbstractOptimizer):
             self._chosen[param] = Chosen.of(param, group["rate"], master=group["master"])
             trained.append(self._chosen[param].values)
             if group["free_gradients"]:
-                self._hooks[param] = param.register_post_accumulate_grad_hook(self._take)
+                self._hooks[param] = self._hook(param)
         theirs = {"params": trained, **_base_options(group)}
         if self.base is None:
             self.base = self._make_base([theirs])
@@ -269,7 +270,7 @@ class SIFT(AbstractOptimizer):
         hooked = state.pop("hooked", None)
         super().__setstate__(state)
         if hooked is not None:  # torch comes by here when it loads a state, too
-            self._hooks = {param: param.register_post_accumulate_grad_hook(self._take) for param in hooked}
+            self._hooks = {param: self._hook(param) for param in hooked}
 
     def _chosen_at(self, params: list[Tensor], number: int) -> Chosen:
         if number >= len(params) or params[number] not in self._chosen:
@@ -294,8 +295,19 @@ class SIFT(AbstractOptimizer):
             chosen.take(param.grad)
         return chosen.values.grad is not None
 
+    def _hook(self, param: Tensor) -> Any:
+        """Have gradients of a parameter taken for as long as this optimizer is there: the hook does not keep it."""
+        reference = weakref.ref(self)
+
+        def take(param: Tensor) -> None:
+            optimizer = reference()
+            if optimizer is not None:
+                optimizer._take(param)
+
+        return param.register_post_accumulate_grad_hook(take)  # type: ignore[no-untyped-call]
+
     def _take(self, param: Tensor) -> None:
-        """Take the chosen entries of a gradient that is complete, and let go of the rest: the hook."""
+        """Take the chosen entries of a gradient that is complete, and let go of the rest."""
         chosen, grad = self._chosen[param], param.grad
         if grad is None or chosen.indices is None or chosen.due or grad.layout != torch.strided:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from typing import Any
 
 import pytest
@@ -306,6 +307,18 @@ def test_detaching_leaves_no_hook() -> None:
     before = values(model)
     optimizer.step()  # goes on from `.grad`
     assert all(not torch.equal(a, b) for a, b in zip(values(model), before, strict=True))
+
+
+def test_an_optimizer_that_is_gone_takes_nothing() -> None:
+    """Another one may follow on the same model without a word."""
+    model = make_model()
+    optimizer = SIFT(model.parameters(), lr=0.01, rate=0.1)
+    train(optimizer, model, range(2))
+    there = weakref.ref(optimizer)
+    del optimizer
+    assert there() is None
+    F.cross_entropy(model(batch(3)[0]), batch(3)[1]).backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 @pytest.mark.parametrize(
