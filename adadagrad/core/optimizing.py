@@ -22,6 +22,20 @@ class Reevaluating(Protocol):
         ...
 
 
+EVERYTHING = "*"
+"""In `RemembersApart.no_mean`: nothing of the state has a mean."""
+
+
+@runtime_checkable
+class RemembersApart(Protocol):
+    """An optimizer that says which entries of its state have no mean over ranks that train apart for a while."""
+
+    @property
+    def no_mean(self) -> frozenset[str]:
+        """Keys of ``optimizer.state`` that stay each rank's own; `EVERYTHING` where all of it must."""
+        ...
+
+
 @runtime_checkable
 class Extrapolating(Protocol):
     """An optimizer that evaluates gradients away from its parameters; outside `extrapolated` they are the true ones."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, ClassVar, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from adadagrad.core.checks import (
 )
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.mixing import seed_for
+from adadagrad.core.optimizing import EVERYTHING
 from adadagrad.core.shards import is_sharded
 from adadagrad.optimizers.base import AbstractOptimizer, buckets, counted, counter
 from adadagrad.optimizers.moment_transfer import transfer
@@ -111,6 +112,9 @@ class AdaRankGrad(AbstractOptimizer):
         >>> optimizer.ranks(), optimizer.state_bytes()["current"] < 2 * 4 * 48
         ({'w': 1}, True)
     """
+
+    no_mean: ClassVar[frozenset[str]] = frozenset({EVERYTHING})
+    """Each rank that trains by itself has subspaces of its own."""
 
     def __init__(
         self,

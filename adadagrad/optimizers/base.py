@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
@@ -37,6 +37,9 @@ class AbstractOptimizer(torch.optim.Optimizer, abc.ABC):
     Raises:
         InvalidArgument: An option is out of its range, or a parameter is complex or has no floating-point numbers.
     """
+
+    no_mean: ClassVar[frozenset[str]] = frozenset()
+    """Keys of the state that have no mean over ranks which train by themselves for a while."""
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         super().__init__(params, defaults)

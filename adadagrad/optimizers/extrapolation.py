@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,9 @@ class AbstractExtrapolated(AbstractOptimizer):
     Raises:
         InvalidArgument: An option is out of its range, or a parameter cannot be trained so.
     """
+
+    no_mean: ClassVar[frozenset[str]] = frozenset({"local_gradient"})
+    """A worker's last gradient is its own, or the displacement would be the same for all."""
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self._hooked = False

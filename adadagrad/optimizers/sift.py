@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from adadagrad.core.checks import check_at_least, check_choice, check_integer, check_positive
 from adadagrad.core.errors import InvalidArgument
+from adadagrad.core.optimizing import EVERYTHING
 from adadagrad.core.shards import is_sharded
 from adadagrad.optimizers.base import AbstractOptimizer
 from adadagrad.optimizers.chosen_entries import Chosen, choose
@@ -74,6 +75,9 @@ class SIFT(AbstractOptimizer):
         >>> int((model.weight != start).sum()), model.weight.grad is None
         (6, True)
     """
+
+    no_mean: ClassVar[frozenset[str]] = frozenset({EVERYTHING})
+    """Each rank that trains by itself chooses entries of its own."""
 
     def __init__(
         self,

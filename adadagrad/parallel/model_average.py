@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from adadagrad.core.comm import Ranks, free
-from adadagrad.core.errors import RanksDisagree
+from adadagrad.core.errors import InvalidArgument, RanksDisagree
+from adadagrad.core.optimizing import EVERYTHING, RemembersApart
 
 OptimizerState: TypeAlias = Literal["average", "local", "reset"]
 """What becomes of an optimizer's state at a meeting."""
@@ -27,14 +28,18 @@ class ModelAverage:
 
     Trained parameters and floating-point buffers are averaged; under ``"average"`` also the optimizer's state: tensors
     of a parameter's shape (momentum, second moments) and those that stand in a parameter group (AdaGradNorm's
-    accumulator). Step counters are left alone. A rank of weight 0 takes part without adding anything, whatever
-    numbers it holds; where it has made no update yet, its optimizer takes over what the others' remember.
+    accumulator). Step counters are left alone, and what the optimizer says has no mean. A rank of weight 0 takes part
+    without adding anything, whatever numbers it holds; where it has made no update yet, its optimizer takes over what
+    the others' remember.
 
     Args:
         model: The same on every rank, but for its values.
         optimizer: Its optimizer.
         ranks: The ranks.
         optimizer_state: What becomes of the optimizer's state.
+
+    Raises:
+        InvalidArgument: It is to be averaged, and has no mean.
     """
 
     def __init__(
@@ -42,6 +47,12 @@ class ModelAverage:
     ) -> None:
         self._model, self._optimizer, self._ranks = model, optimizer, ranks
         self._state = optimizer_state
+        self._apart = optimizer.no_mean if isinstance(optimizer, RemembersApart) else frozenset()
+        if optimizer_state == "average" and EVERYTHING in self._apart:
+            raise InvalidArgument(
+                f'optimizer_state="average" does not go with {type(optimizer).__name__}, whose state has no mean over '
+                'ranks: use "local" or "reset"'
+            )
         # As it is before the first step: torch's Adagrad has one then, and cannot do without it.
         self._initial = copy.deepcopy(optimizer.state_dict()) if optimizer_state == "reset" else {}
 
@@ -82,7 +93,7 @@ class ModelAverage:
             groups = self._optimizer.state_dict()["param_groups"]
             for group, first in zip(groups, self._initial["param_groups"], strict=True):
                 group |= {name: value for name, value in first.items() if isinstance(value, Tensor) and name != "lr"}
-            initial = {"state": self._initial["state"], "param_groups": groups}
+            initial = {**self._initial, "param_groups": groups}
             self._optimizer.load_state_dict(copy.deepcopy(initial))
         return total
 
@@ -120,6 +131,10 @@ class ModelAverage:
             tensor.detach().copy_(mean.view_as(tensor))
         free(flat)
 
+    def _counts(self, name: str, value: object) -> bool:
+        """Return whether an entry of a parameter's state has a mean over ranks."""
+        return name != "step" and name not in self._apart and _has_mean(value)
+
     def _remembered(self) -> list[Tensor]:
         """Return the tensors of the optimizer's state that have a mean, in the order of its parameters."""
         found: list[Tensor] = []
@@ -127,7 +142,7 @@ class ModelAverage:
             found += [group[name] for name in sorted(group) if name != "lr" and _has_mean(group[name])]
             for p in group["params"]:
                 state = self._optimizer.state.get(p, {})
-                found += [state[name] for name in sorted(state) if name != "step" and _has_mean(state[name])]
+                found += [state[name] for name in sorted(state) if self._counts(name, state[name])]
         return found
 
 
