@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -92,12 +93,29 @@ class Chosen:
         """
         param.put_(self._places(), self.values.detach().to(param.dtype))
 
-    def replace(self, indices: Tensor, param: Tensor, state: dict[str, Any]) -> None:
+    def refuse_converted(self, param: Tensor) -> None:
+        """Refuse a tensor that is no longer what room was made for.
+
+        Args:
+            param: The tensor.
+
+        Raises:
+            InvalidArgument: It has been moved to another device, or converted.
+        """
+        mine = self.values
+        if param.device != mine.device or (param.dtype != mine.dtype and not (self.wide and param.dtype in HALVES)):
+            raise InvalidArgument(
+                f"a parameter is {param.dtype} on {param.device}, and the optimizer was made for {mine.dtype} on "
+                f"{mine.device}: make it after the model is moved and converted"
+            )
+
+    def replace(self, indices: Tensor, param: Tensor, norm: float, state: dict[str, Any]) -> None:
         """Go over to other entries.
 
         Args:
             indices: (k,) their places, rising.
             param: The tensor, with its whole gradient.
+            norm: Of that gradient.
             state: The base optimizer's for the values; moments of entries that stay go with them, others become 0.
         """
         assert param.grad is not None
@@ -112,26 +130,44 @@ class Chosen:
                 self.values.copy_(torch.where(stays, self.values[at], param.detach().take(indices).float()))
         self.indices = indices.to(torch.int32) if param.numel() < 2**31 else indices
         self.steps, self.due = 0, False
-        parts = param.grad.take(indices), param.grad
-        taken, whole = (float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in parts)
-        self.share = taken / whole if whole else None
+        taken = float(torch.linalg.vector_norm(param.grad.take(indices), dtype=torch.float64))
+        self.share = taken / norm if norm else None
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a run needs to go on with these entries."""
+    def state_dict(self, param: Tensor) -> dict[str, Any]:
+        """Return what a run needs to go on with these entries.
+
+        Args:
+            param: The tensor.
+
+        Returns:
+            Plain values and tensors.
+        """
         wide = {"values": self.values.detach()} if self.wide else {}
-        numbers = {"count": self.count, "steps": self.steps, "due": self.due, "share": self.share}
+        numbers = {
+            "entries": param.numel(),
+            "count": self.count,
+            "steps": self.steps,
+            "due": self.due,
+            "share": self.share,
+        }
         return {"indices": self.indices, **numbers, **wide}
 
-    def refuse_other(self, state: Mapping[str, Any], number: int) -> None:
-        """Refuse the state of another number of entries.
+    def refuse_other(self, state: Mapping[str, Any], param: Tensor, number: int) -> None:
+        """Refuse the state of another number of entries, or of a tensor of another size.
 
         Args:
             state: What `state_dict` returned.
-            number: The parameter's, for the message.
+            param: The tensor.
+            number: Its number, for the message.
 
         Raises:
             InvalidArgument: It is.
         """
+        if state["entries"] != param.numel():
+            raise InvalidArgument(
+                f"state is of {state['entries']} entries for parameter {number}, which has {param.numel()} here: it is "
+                "of another model"
+            )
         if state["count"] != self.count:
             raise InvalidArgument(
                 f"state holds {state['count']} chosen entries of parameter {number}, and there are {self.count} here: "
@@ -149,8 +185,10 @@ class Chosen:
         self.indices = None if indices is None else indices.to(self.values.device, copy=True)
         self.steps, self.due, self.share = state["steps"], state["due"], state["share"]
         self.values.grad = None
-        if self.wide:
+        if self.wide and "values" in state:
             self.values.copy_(state["values"])
+        elif self.wide and indices is not None:  # kept in half precision there: the entries themselves are all there is
+            self.values.fill_(math.nan)
 
     def _places(self) -> Tensor:
         assert self.indices is not None

@@ -3,6 +3,7 @@ r"""SIFT: fine-tune a few entries of each tensor, those with the largest gradien
 from __future__ import annotations
 
 import copy
+import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal, final
@@ -16,9 +17,13 @@ from adadagrad.core.optimizing import EVERYTHING
 from adadagrad.core.shards import is_sharded
 from adadagrad.optimizers.base import AbstractOptimizer
 from adadagrad.optimizers.chosen_entries import Chosen, choose
+from adadagrad.optimizers.wrapped import refuse_wrapped
 
 OWN = ("rate", "selection", "free_gradients", "reselect_every", "master", "seed")
 """Options that are SIFT's; all others are the base optimizer's."""
+
+SETTINGS = ("free_gradients", "master")
+"""Those that say how this process trains, and stay when a state of another run is loaded."""
 
 
 @final
@@ -37,9 +42,14 @@ class SIFT(AbstractOptimizer):
     writes what differs from the start into a file of that size, and `apply_delta` brings it back.
 
     With ``free_gradients=True`` gradients must reach this optimizer from one process: under DistributedDataParallel,
-    which averages `.grad`, pass ``free_gradients=False``, and the step takes g_I out of the averaged gradients; where a
-    wrapper has written `.grad` after the hook has taken it, `step` raises. `AdaptiveBatch` scales and clips what the
-    hooks have taken; to measure noise it needs ``free_gradients=False``, and measures that of the whole gradients.
+    which averages `.grad`, pass ``free_gradients=False``, and the step takes g_I out of the averaged gradients. `step`
+    raises where it finds a wrapper of that class around its parameters, or a `.grad` written after the hook has taken
+    it; gradients that a loop of your own averages it cannot see. What else works on `.grad` finds nothing there either:
+    `torch.amp.GradScaler` is refused, and to clip by hand, clip `gradients()`. `AdaptiveBatch` scales and clips what
+    the hooks have taken; to measure noise it needs ``free_gradients=False``, and measures that of the whole gradients.
+
+    A tensor's entries are chosen, by any rule, when it first has a finite gradient in a step, and it waits till then.
+    Make the optimizer after the model has its dtype and device.
 
     Args:
         params: Parameters, named parameters or groups, as from `sift_groups`; a group may set every option for itself.
@@ -55,6 +65,7 @@ class SIFT(AbstractOptimizer):
 
     Raises:
         InvalidArgument: An option is out of its range, or a parameter is complex or sharded.
+        TypeError: An option is neither SIFT's nor the base optimizer's.
 
     Source: Song, Li, Zhang, Zhao, Guo, Sun (2024), "SIFT", arXiv 2312.11875, and its code song-wx/SIFT (verified; the
         paper's text was not readable).
@@ -97,6 +108,7 @@ class SIFT(AbstractOptimizer):
         self._make_base = base
         self._chosen: dict[Tensor, Chosen] = {}
         self._hooks: dict[Tensor, Any] = {}
+        self._looked = False
         self.base: torch.optim.Optimizer | None = None
         """The base optimizer, over the chosen entries and the tensors that are trained whole."""
         own = (rate, selection, free_gradients, reselect_every, master, seed)
@@ -121,6 +133,10 @@ class SIFT(AbstractOptimizer):
         check_choice("selection", options["selection"], ("gradient", "magnitude", "random"))
         if options["reselect_every"] is not None:
             check_integer(1, reselect_every=options["reselect_every"])
+        check_integer(0, seed=options["seed"])
+        for name in SETTINGS:
+            if not isinstance(options[name], bool):
+                raise InvalidArgument(f"{name} must be True or False, got {options[name]!r}")
 
     def check_parameter(self, param: Tensor, place: str) -> None:
         """Refuse what is complex or sharded.
@@ -154,7 +170,7 @@ class SIFT(AbstractOptimizer):
                 continue
             self._chosen[param] = Chosen.of(param, group["rate"], master=group["master"])
             trained.append(self._chosen[param].values)
-            if group["free_gradients"]:
+            if group["free_gradients"] and param.requires_grad:  # `step` takes that of one which is unfrozen later
                 self._hooks[param] = self._hook(param)
         theirs = {"params": trained, **_base_options(group)}
         if self.base is None:
@@ -166,6 +182,15 @@ class SIFT(AbstractOptimizer):
     def takes_gradients(self) -> bool:
         """Whether hooks take gradients out of `.grad`."""
         return bool(self._hooks)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """What GradScaler asks of an optimizer first; it would leave the gradients scaled that hooks have taken."""
+        if self._hooks:
+            raise InvalidArgument(
+                "GradScaler unscales .grad, out of which gradients are taken: pass free_gradients=False"
+            )
+        return False
 
     def gradients(self) -> list[Tensor]:
         """Return the gradients that hooks have taken since the last step, to be scaled and clipped in place."""
@@ -208,8 +233,15 @@ class SIFT(AbstractOptimizer):
 
     @torch.no_grad()
     def move(self) -> None:
-        """Choose where that is due, let the base optimizer step, and write the chosen entries back."""
+        """Choose where that is due, let the base optimizer step, and write the chosen entries back.
+
+        Raises:
+            InvalidArgument: Gradients are averaged over ranks where hooks take them, or a parameter was converted.
+        """
         assert self.base is not None
+        if self._hooks and not self._looked:
+            refuse_wrapped(self._hooks)
+            self._looked = True
         moving: list[tuple[Tensor, Chosen, int | None]] = []
         for group, theirs in zip(self.param_groups, self.base.param_groups, strict=True):
             theirs.update(_base_options(group))
@@ -224,6 +256,9 @@ class SIFT(AbstractOptimizer):
             chosen.values.grad = None
             chosen.steps += 1
             chosen.due = every is not None and chosen.steps >= every
+        for group, theirs in zip(self.param_groups, self.base.param_groups, strict=True):
+            # Some optimizers count in their options.
+            group.update({name: theirs[name] for name in _base_options(group)})
 
     def update(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """Do nothing: `move` hands all groups to the base optimizer.
@@ -242,23 +277,31 @@ class SIFT(AbstractOptimizer):
         assert self.base is not None
         found = super().state_dict()
         params = [param for _, param in self.named()]
-        states = {i: self._chosen[p].state_dict() for i, p in enumerate(params) if p in self._chosen}
+        states = {i: self._chosen[p].state_dict(p) for i, p in enumerate(params) if p in self._chosen}
         return {**found, "state": states, "base": self.base.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over a state, whether or not entries have been chosen here.
+        """Take over a state, whether or not entries have been chosen here; `free_gradients` and `master` stay.
 
         Args:
             state_dict: What `state_dict` returned, for parameters of the same shapes and rates.
 
         Raises:
-            InvalidArgument: It holds another number of entries for a parameter.
+            InvalidArgument: It is another optimizer's, or holds other numbers of entries; nothing has changed then.
         """
         assert self.base is not None
+        if "base" not in state_dict:
+            raise InvalidArgument("state_dict must be one that SIFT's state_dict returned: it has no 'base'")
         params = [param for _, param in self.named()]
         for i, saved in state_dict["state"].items():
-            self._chosen_at(params, i).refuse_other(saved, i)
+            self._chosen_at(params, i).refuse_other(saved, params[i], i)
+        for i, param in enumerate(params):
+            if param in self._chosen and i not in state_dict["state"]:
+                raise InvalidArgument(f"state holds parameter {i} as trained whole, or not at all: give the same rate")
+        here = [{name: group[name] for name in SETTINGS} for group in self.param_groups]
         torch.optim.Optimizer.load_state_dict(self, {"state": {}, "param_groups": state_dict["param_groups"]})
+        for group, settings in zip(self.param_groups, here, strict=True):
+            group.update(settings)
         for i, saved in state_dict["state"].items():
             self._chosen_at(params, i).load_state_dict(saved)
         # Copied, because torch goes on training with the very tensors that it is given.
@@ -266,7 +309,7 @@ class SIFT(AbstractOptimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy needs; hooks are registered anew there."""
-        own = {"base": self.base, "_chosen": self._chosen, "_make_base": self._make_base}
+        own = {"base": self.base, "_chosen": self._chosen, "_make_base": self._make_base, "_looked": self._looked}
         return {**super().__getstate__(), **own, "hooked": list(self._hooks)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -283,20 +326,20 @@ class SIFT(AbstractOptimizer):
 
     def _ready(self, group: Mapping[str, Any], param: Tensor, chosen: Chosen) -> bool:
         """Choose entries if that is due; return whether the gradient of chosen entries is there to be stepped on."""
+        chosen.refuse_converted(param)
         if param.grad is not None:
-            if chosen.values.grad is not None:
+            hooked, first = param in self._hooks, chosen.indices is None
+            if hooked and chosen.values.grad is not None:
                 raise InvalidArgument(
                     "a gradient was written after it had been taken, as DistributedDataParallel does: pass "
                     "free_gradients=False"
                 )
-            first = chosen.indices is None
             if first or chosen.due:
-                assert self.base is not None
-                number = next(i for i, (_, p) in enumerate(self.named()) if p is param)
-                chosen.replace(choose(group, param, chosen, number), param, self.base.state[chosen.values])
-            if first:
-                return False
-            chosen.take(param.grad)
+                self._choose(group, param, chosen)
+            if not first:
+                chosen.take(param.grad)
+            if hooked:
+                param.grad = None
         return chosen.values.grad is not None
 
     def _hook(self, param: Tensor) -> Any:
@@ -309,6 +352,14 @@ class SIFT(AbstractOptimizer):
                 optimizer._take(param)
 
         return param.register_post_accumulate_grad_hook(take)  # type: ignore[no-untyped-call]
+
+    def _choose(self, group: Mapping[str, Any], param: Tensor, chosen: Chosen) -> None:
+        """Choose entries, if the gradient is finite: infinite ones, as of a loss scale too large, would stay chosen."""
+        assert self.base is not None
+        norm = float(torch.linalg.vector_norm(param.grad, dtype=torch.float64))
+        if math.isfinite(norm):
+            number = next(i for i, (_, p) in enumerate(self.named()) if p is param)
+            chosen.replace(choose(group, param, chosen, number), param, norm, self.base.state[chosen.values])
 
     def _take(self, param: Tensor) -> None:
         """Take the chosen entries of a gradient that is complete, and let go of the rest."""

@@ -329,6 +329,10 @@ def test_an_optimizer_that_is_gone_takes_nothing() -> None:
         ({"selection": "fisher"}, "unknown selection 'fisher'"),
         ({"reselect_every": 0}, "reselect_every must be >= 1"),
         ({"lr": -1.0}, "lr must be >= 0, got -1.0"),
+        ({"seed": -1}, "seed must be >= 0, got -1"),
+        ({"seed": "a"}, "seed must be an integer, got 'a'"),
+        ({"master": torch.float32}, "master must be True or False, got torch.float32"),
+        ({"free_gradients": None}, "free_gradients must be True or False, got None"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:
