@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 from adadagrad.core.errors import InvalidArgument, InvalidData, MissingExtra
 from adadagrad.optimizers import SIFT
 from adadagrad.optimizers.sift_delta import apply_delta, save_delta
+from adadagrad.optimizers.sift_groups import sift_groups
 from tests.optimizers.test_sift import make_model, train, values
 
 pytest.importorskip("safetensors")
@@ -86,6 +89,89 @@ def test_another_model_is_refused_and_left_alone(tmp_path: Path) -> None:
         save_delta(path, model, {name: value for name, value in start.items() if name != "4.bias"})
     with pytest.raises(InvalidArgument, match=r"start holds 0.weight as torch.float64"):
         save_delta(path, model, make_model(torch.float64).state_dict())
+    turned = make_model(torch.float32)
+    turned[2].weight.data = turned[2].weight.data.view(4, 16)  # as many entries, in another form
+    with pytest.raises(InvalidArgument, match=r"changes 2.weight, which this model does not have, or has in another"):
+        apply_delta(path, turned)
+
+
+def test_a_start_that_was_not_copied_is_refused(tmp_path: Path) -> None:
+    """It has changed with the model, and the file would be empty."""
+    model = make_model()
+    start = model.state_dict()
+    train(SIFT(model.parameters(), lr=0.01), model, range(3))
+    with pytest.raises(InvalidArgument, match=r"start shares the memory of 0.weight with the model: copy it before"):
+        save_delta(tmp_path / "delta", model, start)
+    assert not (tmp_path / "delta").exists()
+
+
+def test_tensors_of_which_all_has_changed_are_written_without_places(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    model = make_model(torch.float32)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    groups = sift_groups(model, include=["0.weight"], dense=["4.*"])
+    train(SIFT(groups, lr=0.01, rate=0.05), model, range(4))
+    assert save_delta(tmp_path / "delta", model, start) == 3 + 24 + 3
+    with safe_open(tmp_path / "delta", framework="pt") as file:
+        assert sorted(name for name in list(file.keys()) if "places" in name) == ["0.weight/places"]
+    other = make_model(torch.float32)
+    assert apply_delta(tmp_path / "delta", other) == 30
+    assert all(torch.equal(a, b) for a, b in zip(values(other), values(model), strict=True))
+    apply_delta(tmp_path / "delta", other, revert=True)
+    assert all(torch.equal(value, start[name]) for name, value in other.state_dict().items())
+
+
+def test_a_model_that_has_not_changed_and_one_that_keeps_more_than_tensors(tmp_path: Path) -> None:
+    class Noted(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"version": 1}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            pass
+
+    model = Noted(2, 2)
+    start = copy.deepcopy(model.state_dict())
+    assert save_delta(tmp_path / "delta", model, start) == apply_delta(tmp_path / "delta", model) == 0
+    model.weight.data[0, 0] += 1
+    assert save_delta(tmp_path / "delta", model, start) == 1
+    other = Noted(2, 2)
+    other.load_state_dict(start)
+    assert apply_delta(tmp_path / "delta", other) == 1
+    assert torch.equal(other.weight, model.weight)
+
+
+EIGHT, ONE, SHAPES = torch.ones(8), torch.ones(1), '{"0.bias": [8]}'
+
+
+@pytest.mark.parametrize(
+    ("parts", "shapes", "message"),
+    [
+        ({"places": torch.ones(2, dtype=torch.int32)}, SHAPES, "holds 0.bias in part only"),
+        ({}, SHAPES, "holds 0.bias in part only"),
+        ({"values": EIGHT, "before": EIGHT}, "{}", "holds 0.bias in part only"),
+        ({"values": EIGHT, "before": EIGHT}, "[1]", "does not say which shapes"),
+        ({"values": EIGHT, "before": EIGHT}, '{"0.bias": "x"}', "does not say which shapes"),
+        ({"values": ONE, "before": ONE}, SHAPES, "do not go together"),
+        ({"values": EIGHT, "before": EIGHT.double()}, SHAPES, "do not go together"),
+        ({"places": [-1], "values": ONE, "before": ONE}, SHAPES, "do not go together"),
+        ({"places": [8], "values": ONE, "before": ONE}, SHAPES, "do not go together"),
+        ({"places": [0.5], "values": ONE, "before": ONE}, SHAPES, "do not go together"),
+        ({"places": [1, 2], "values": ONE, "before": ONE}, SHAPES, "do not go together"),
+        ({"places": [1], "values": torch.tensor(1.0), "before": ONE}, SHAPES, "do not go together"),
+    ],
+)
+def test_a_damaged_file_is_refused(tmp_path: Path, parts: dict[str, Any], shapes: str, message: str) -> None:
+    import safetensors.torch
+
+    content = {f"0.bias/{part}": torch.as_tensor(value).clone() for part, value in parts.items()}
+    meta = {"format": "adadagrad-delta-1", "shapes": shapes}
+    safetensors.torch.save_file(content, tmp_path / "delta", metadata=meta)
+    model = make_model(torch.float32)
+    before = values(model)
+    with pytest.raises(InvalidData, match=message):
+        apply_delta(tmp_path / "delta", model)
+    assert all(torch.equal(a, b) for a, b in zip(values(model), before, strict=True))
 
 
 def test_a_file_that_is_no_delta_is_refused(tmp_path: Path) -> None:
@@ -100,10 +186,6 @@ def test_a_file_that_is_no_delta_is_refused(tmp_path: Path) -> None:
     safetensors.torch.save_file({"a": torch.ones(2)}, tmp_path / "other")
     with pytest.raises(InvalidData, match="is no delta that save_delta wrote"):
         apply_delta(tmp_path / "other", model)
-    meta = {"format": "adadagrad-delta-1"}
-    safetensors.torch.save_file({"0.bias/places": torch.ones(2, dtype=torch.int32)}, tmp_path / "part", metadata=meta)
-    with pytest.raises(InvalidData, match=r"holds 0.bias in part only"):
-        apply_delta(tmp_path / "part", model)
     tuned(tmp_path / "good")
     whole = (tmp_path / "good").read_bytes()
     (tmp_path / "short").write_bytes(whole[:-7])
