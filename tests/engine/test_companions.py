@@ -149,3 +149,41 @@ def test_many_ranks_train_as_one_process_does(way: Any) -> None:
             torch.testing.assert_close(
                 one[case.name], weights(model), rtol=bar, atol=bar, msg=lambda m, c=case: f"{c}: {m}"
             )
+
+
+def past_local(model: nn.Module) -> Any:
+    return ada.ExtrapolatedSGD(model.parameters(), lr=0.05, extrapolation=2.0)
+
+
+def saved_by_two(rank: int, folder: str) -> tuple[Tensor, Tensor]:
+    model = make_model()
+    wrapped, optimizer = DistributedDataParallel(model), past_local(model)
+    optimizer.keep_local_gradients(wrapped)
+    engine = engine_for(wrapped, optimizer, min_batch_size=2)
+    train(engine, steps=7)
+    engine.save(f"{folder}/run.pt")
+    own = torch.cat([optimizer.state[p]["local_gradient"].flatten() for p in model.parameters()])
+    train(engine)
+    other, more = make_model(), None
+    wrapped, more = DistributedDataParallel(other), past_local(other)
+    more.keep_local_gradients(wrapped)
+    again = engine_for(wrapped, more, min_batch_size=2)
+    again.load(f"{folder}/run.pt")
+    assert torch.equal(own, torch.cat([more.state[p]["local_gradient"].flatten() for p in other.parameters()]))
+    train(again)
+    assert torch.equal(weights(model), weights(other))
+    return own, weights(model)
+
+
+def test_each_rank_saves_its_own_past_gradient_which_another_number_of_ranks_forgets(tmp_path: Any) -> None:
+    (one, ours), (two, theirs) = on_ranks(2, saved_by_two, str(tmp_path))
+    assert not torch.equal(one, two)
+    assert torch.equal(ours, theirs)
+    model = make_model()
+    optimizer = past_local(model)
+    engine = engine_for(model, optimizer, min_batch_size=2)
+    engine.load(tmp_path / "run.pt")
+    assert all(not optimizer.state[p]["local_gradient"].any() for p in model.parameters())
+    assert all(bool(optimizer.state[p]["velocity"].any()) for p in model.parameters())
+    train(engine)
+    assert engine.samples_seen == 700
