@@ -120,11 +120,11 @@ def tensor_norms(tensors: Sequence[Tensor], like: Sequence[Tensor] | None = None
     r"""Return \|x\| of each tensor by itself, in its own precision and at least in float32.
 
     Args:
-        tensors: Dense real tensors on one device, DTensors among them or not; at least one.
+        tensors: Dense real tensors, DTensors among them or not; at least one.
         like: For tensors that are this rank's parts of larger ones: DTensors that lie on the ranks as those do.
 
     Returns:
-        (n,) norms on that device. A collective of 8 n bytes for each mesh where there are DTensors.
+        (n,) norms on the device of the first. A collective of 8 n bytes for each mesh where there are DTensors.
 
     Example:
         >>> tensor_norms([torch.tensor([3.0, 4.0]), torch.ones(4)]).tolist()
@@ -132,7 +132,8 @@ def tensor_norms(tensors: Sequence[Tensor], like: Sequence[Tensor] | None = None
     """
     parts = [local_part(t).detach() for t in tensors]
     dtypes = [torch.promote_types(part.dtype, torch.float32) for part in parts]
-    norms = torch.stack([torch.linalg.vector_norm(p, dtype=d) for p, d in zip(parts, dtypes, strict=True)])
+    found = [torch.linalg.vector_norm(p, dtype=d) for p, d in zip(parts, dtypes, strict=True)]
+    norms = torch.stack([norm.to(found[0].device) for norm in found])
     placed = tensors if like is None else like
     if all_plain(placed):
         return norms

@@ -101,6 +101,22 @@ class AbstractCorrected(AbstractOptimizer):
         super().add_param_group(param_group)
         self.param_groups[-1]["first_lr"] = float(self.param_groups[-1]["lr"])
 
+    def summary(self) -> list[dict[str, Any]]:
+        """Return how each parameter is trained.
+
+        Returns:
+            For each its ``name`` (or number), ``shape``, ``rule`` (``"plain"`` is AdamW without correction), and the
+            ``lr`` and ``weight_decay`` of the moment.
+        """
+        names, rows = iter(self.named()), []
+        for group in self.param_groups:
+            for param in group["params"]:
+                rule = self.rule(group, param)
+                lr, decay, _ = self._settings(group, rule)
+                found = {"name": next(names)[0], "shape": tuple(param.shape), "rule": rule}
+                rows.append({**found, "lr": lr, "weight_decay": decay})
+        return rows
+
     @property
     def needs_closure(self) -> bool:
         """Whether a step evaluates the batch a second time."""
@@ -153,7 +169,8 @@ class AbstractCorrected(AbstractOptimizer):
             rules.setdefault(self.rule(group, param), []).append(param)
         for rule, some in rules.items():
             self._move(group, rule, some)
-        self._before = {param: grad for param, grad in self._before.items() if param not in set(params)}
+        for param in params:
+            self._before.pop(param, None)
 
     def _move(self, group: dict[str, Any], rule: str, params: list[Tensor]) -> None:
         """Do a step by one rule: what enters the moments, the moments, the direction, the parameters."""
@@ -276,7 +293,9 @@ class AbstractCorrected(AbstractOptimizer):
             return found, ones
         factors = tensor_norms(found, params).clamp(min=1).reciprocal()
         host = factors.device.type == "cpu" and not torch.compiler.is_compiling()
-        return found, factors.tolist() if host else list(factors.unbind())
+        if host:
+            return found, factors.tolist()
+        return found, [factor.to(c.device) for factor, c in zip(factors.unbind(), found, strict=True)]
 
     def _other(self, group: Mapping[str, Any], param: Tensor, grad: Tensor) -> Tensor:
         """Return this rank's part of h; at the first step 0 as in the published code, or g as in the paper."""

@@ -20,7 +20,8 @@ class RandomStates:
 
     def __init__(self, devices: Sequence[torch.device]) -> None:
         self._cpu = torch.get_rng_state()
-        self._cuda = [(device, torch.cuda.get_rng_state(device)) for device in devices if device.type == "cuda"]
+        there = dict.fromkeys(device for device in devices if device.type == "cuda")
+        self._cuda = [(device, torch.cuda.get_rng_state(device)) for device in there]
 
     def restore(self) -> None:
         """Set the generators back to that moment."""

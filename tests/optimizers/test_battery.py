@@ -262,10 +262,11 @@ def test_storage_that_is_not_in_a_row_trains_the_same(case: Case) -> None:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.scale == "none"], ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if case.scaleless is not None], ids=str)
 def test_scaling_all_gradients_changes_nothing(case: Case) -> None:
+    assert case.scaleless is not None
     one, two = parameters(), parameters()
-    small, large = (train(case.build(p, **case.tiny), p, scale=scale) for p, scale in ((one, 1.0), (two, 8.0)))
+    small, large = (train(case.build(p, **case.scaleless), p, scale=scale) for p, scale in ((one, 1.0), (two, 8.0)))
     for a, b in zip(small, large, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
@@ -284,6 +285,22 @@ def test_a_compiled_step_reads_nothing_back_and_does_the_same(case: Case) -> Non
     for other in (train(case.build(captured, capturable=True), captured), [p.detach() for p in compiled]):
         for a, b in zip(other, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # counts are float32, as torch's
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.compiles], ids=str)
+def test_the_learning_rate_may_be_a_tensor(case: Case) -> None:
+    plain, other, compiled = parameters(), parameters(), parameters()
+    expected = train(case.build(plain), plain)
+    lr = torch.tensor(case.lr, dtype=torch.float64)
+    optimizer = case.build(compiled, lr=lr, capturable=True)
+    torch.compiler.reset()
+    step = torch.compile(optimizer.step, backend="eager", fullgraph=True)
+    for t in range(6):
+        evaluation(optimizer, compiled, t)()
+        step()
+    for found in (train(case.build(other, lr=lr), other), [p.detach() for p in compiled]):
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 @each

@@ -314,6 +314,22 @@ def test_learning_rate_of_the_others_follows_the_schedule() -> None:
     torch.testing.assert_close(param.detach(), torch.tensor([-0.01, 0.01, -0.01]).double())
 
 
+def test_summary_says_what_trains_how() -> None:
+    params = parameters()
+    groups = [
+        {"params": [("weight", params[0]), ("bias", params[2])], "lr": 0.2, "lr_1d": 0.1, "weight_decay_1d": 0.5},
+        {"params": [("kernel", params[3])], "variant": "shampoo", "weight_decay": 0.3},
+    ]
+    optimizer = MARS(groups, lr=0.1)
+    optimizer.param_groups[0]["lr"] = 0.02
+    found = [tuple(row.values()) for row in optimizer.summary()]
+    assert found == [
+        ("weight", (3, 4), "adamw", 0.02, 0.0),
+        ("bias", (4,), "plain", 0.01, 0.5),
+        ("kernel", (2, 2, 3), "adamw", 0.1, 0.3),
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
