@@ -39,10 +39,7 @@ OPTIMIZERS: Mapping[str, Callable[[Iterable[nn.Parameter], OptimizerOptions], to
     "madam": lambda params, o: MAdam(params, lr=o.lr, weight_decay=o.weight_decay),
     "lamadam": lambda params, o: LaMAdam(params, lr=o.lr, weight_decay=o.weight_decay),
     "adarankgrad": lambda params, o: AdaRankGrad(params, lr=o.lr, weight_decay=o.weight_decay, max_rank=o.max_rank),
-    # Gradients stay where they are, because they are measured, and averaged over ranks.
-    "sift": lambda params, o: SIFT(
-        params, torch.optim.AdamW, lr=o.lr, weight_decay=o.weight_decay, rate=o.sift_rate, free_gradients=False
-    ),
+    "sift": lambda params, o: _sift(params, o),
     "extrapolated-sgd": lambda params, o: ExtrapolatedSGD(
         params,
         lr=o.lr,
@@ -55,6 +52,20 @@ OPTIMIZERS: Mapping[str, Callable[[Iterable[nn.Parameter], OptimizerOptions], to
         params, lr=o.lr, weight_decay=o.weight_decay, extrapolation=o.extrapolation
     ),
 }
+
+
+def _sift(params: Iterable[nn.Parameter], options: OptimizerOptions) -> SIFT:
+    """Make SIFT around AdamW; gradients stay where they are, because they are measured, and averaged over ranks."""
+    if not 0 < options.sift_rate <= 1:
+        raise InvalidArgument(f"sift_rate must be above 0 and at most 1, got {options.sift_rate!r}")
+    return SIFT(
+        params,
+        torch.optim.AdamW,
+        lr=options.lr,
+        weight_decay=options.weight_decay,
+        rate=options.sift_rate,
+        free_gradients=False,
+    )
 
 
 def make_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:

@@ -92,7 +92,7 @@ def test_options_reach_the_optimizer(name: str, option: str, value: Any) -> None
 
 def test_nonsense_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
-        (["--optimizer", "sift", "--sift-rate", "2"], "rate must be at most 1"),
+        (["--optimizer", "sift", "--sift-rate", "2"], "--sift-rate must be above 0 and at most 1, got 2.0"),
         (["--optimizer", "adarankgrad", "--max-rank", "0"], "--max-rank must be >= 1"),
         (["--optimizer", "mars", "--gamma", "-1"], "gamma must be >= 0"),
         (["--optimizer", "madam", "--gamma", "0.1"], "--gamma is not used with --optimizer madam"),
