@@ -2,11 +2,11 @@
 
     python -m benchmarks.companions.char_gpt --data DIR [--jobs 2] [--steps 300] [--arms adamw-95 mars ...]
 
-Every arm has the same budget for its learning rate: three a factor of 2 apart, one more where the best lies at an end,
-one run each on the validation part. Then five other seeds, reported on the test part. 8 sequences of 64 characters a
-step, warm-up over 5 % and a cosine to 0, the gradient clipped to norm 1. Weights of matrices decay by 0.1; not in the
-low-rank arms, whose published settings have none. The published runs train 50 to 320 times larger models, with 960
-times as many tokens in a step and 300 times as many steps: what loses here need not lose there.
+Every arm has the same budget for its learning rate: three a factor of 2 apart, up to two more where the best lies at
+an end, one run each on the validation part. Then five other seeds, reported on the test part. 8 sequences of 64
+characters a step, warm-up over 5 % and a cosine to 0, the gradient clipped to norm 1. Weights of matrices decay by 0.1;
+not in the low-rank arms, whose published settings have none. The published runs train 50 to 320 times larger models,
+with 960 times as many tokens in a step and 300 times as many steps: what loses here need not lose there.
 
 "exact, half the steps" has as many gradient evaluations as the arms that evaluate once a step.
 """
@@ -154,7 +154,9 @@ def study(arms: list[str], seeds: int, jobs: int, **settings: Any) -> str:
     for arm in arms:
         settled = {"arm": arm, **settings}
         rates = ARMS[arm][2]
-        ((lr, edge),) = tuned(name, run, [settled], lambda _, rates=rates: rates, higher=False, jobs=jobs, step=2.0)  # type: ignore[misc]
+        ((lr, edge),) = tuned(
+            name, run, [settled], lambda _, rates=rates: rates, higher=False, jobs=jobs, step=2.0, beyond=2
+        )  # type: ignore[misc]
         runs = [{**settled, "lr": lr, "seed": seed, "part": "test"} for seed in range(seeds)]
         found = results(name, run, runs, jobs)
         content[arm] = found

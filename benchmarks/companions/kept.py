@@ -47,11 +47,12 @@ def tuned(
     higher: bool,
     jobs: int,
     step: float,
+    beyond: int = 1,
     seed: int = 100,
 ) -> list[tuple[float, bool]]:
     """Return the best learning rate of each arm on the validation part, with a seed that no reported run has.
 
-    Where the best of the given rates is the smallest or largest, one more beyond it is tried, for every arm alike.
+    Where the best is the smallest or largest so far, one more beyond it is tried, as often as `beyond` says.
 
     Args:
         study: The folder's name.
@@ -60,7 +61,8 @@ def tuned(
         rates: The learning rates of an arm, rising.
         higher: Whether a larger metric is better.
         jobs: Processes.
-        step: Factor from one rate to the next, for the one beyond.
+        step: Factor from one rate to the next, for those beyond.
+        beyond: How many of these there may be.
         seed: Of these runs.
 
     Returns:
@@ -68,7 +70,7 @@ def tuned(
     """
     grids = [sorted(rates(arm)) for arm in arms]
     found: list[dict[float, float]] = [{} for _ in arms]
-    for _ in range(2):
+    for _ in range(1 + beyond):
         wanted = [(index, lr) for index, grid in enumerate(grids) for lr in grid if lr not in found[index]]
         runs = [{**arms[index], "lr": lr, "seed": seed, "part": "val"} for index, lr in wanted]
         for (index, lr), result in zip(wanted, results(study, run, runs, jobs), strict=True):
