@@ -147,8 +147,10 @@ class AbstractCorrected(AbstractOptimizer):
         loss = super().evaluate(closure)
         earlier = [param for param in params if "previous_param" in self.state[param]]
         if earlier:
-            values = [self.state[param]["previous_param"] for param in earlier]
-            self._before = dict(zip(earlier, gradients_there(closure, earlier, values, random), strict=True))
+            # All of them: the closure overwrites the gradients of those that have just been added, too.
+            values = [self.state[param].get("previous_param", param) for param in params]
+            there = dict(zip(params, gradients_there(closure, params, values, random), strict=True))
+            self._before = {param: there[param] for param in earlier if param.grad is not None}
         with torch.no_grad():
             for param in params:
                 if "previous_param" not in self.state[param]:

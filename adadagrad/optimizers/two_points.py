@@ -20,8 +20,8 @@ class RandomStates:
 
     def __init__(self, devices: Sequence[torch.device]) -> None:
         self._cpu = torch.get_rng_state()
-        there = dict.fromkeys(device for device in devices if device.type == "cuda")
-        self._cuda = [(device, torch.cuda.get_rng_state(device)) for device in there]
+        used = dict.fromkeys(device for device in devices if device.type == "cuda")
+        self._cuda = [(device, torch.cuda.get_rng_state(device)) for device in used]
 
     def restore(self) -> None:
         """Set the generators back to that moment."""
@@ -34,6 +34,8 @@ class RandomStates:
 def moved_to(params: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
     """Give parameters other values inside, and their own back on leaving, bit for bit, also after an error.
 
+    What autocast has cast of them is forgotten at both ends: it would be used again, at values that are no longer so.
+
     Args:
         params: The parameters, which are changed in place.
         values: Their values inside; left as they are.
@@ -45,11 +47,13 @@ def moved_to(params: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[Non
     kept = [part.clone() for part in own]
     with torch.no_grad():
         torch._foreach_copy_(own, [local_part(value) for value in values])
+    torch.clear_autocast_cache()
     try:
         yield
     finally:
         with torch.no_grad():
             torch._foreach_copy_(own, kept)
+        torch.clear_autocast_cache()
 
 
 def gradients_there(
