@@ -187,6 +187,22 @@ class AbstractOptimizer(torch.optim.Optimizer, abc.ABC):
                     self.state[param][name] = value.detach().to(param.device, copy=True)
 
 
+def as_number(value: float | Tensor) -> float:
+    """Read a scalar tensor, and leave anything else to the checks, which refuse a string that looks like a number.
+
+    Args:
+        value: A number, or a scalar tensor.
+
+    Returns:
+        The tensor's number; any other value as it is.
+
+    Example:
+        >>> as_number(torch.tensor(0.5)), as_number(2.0)
+        (0.5, 2.0)
+    """
+    return float(value) if isinstance(value, Tensor) else value
+
+
 def place_in_group(index: int, param: Tensor) -> str:
     """Say which parameter of its group one is.
 

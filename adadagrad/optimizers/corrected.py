@@ -21,7 +21,7 @@ from adadagrad.core.checks import check_at_least, check_below_one, check_betas, 
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.shards import is_sharded, local_part, place_of
 from adadagrad.core.vectors import tensor_norms
-from adadagrad.optimizers.base import AbstractOptimizer, Numbers, buckets, counted, counter
+from adadagrad.optimizers.base import AbstractOptimizer, Numbers, as_number, buckets, counted, counter
 from adadagrad.optimizers.two_points import RandomStates, gradients_there
 
 LARGE_GAMMA = 0.1
@@ -67,7 +67,7 @@ class AbstractCorrected(AbstractOptimizer):
         Raises:
             InvalidArgument: One is, or `mode` is not that of the other groups.
         """
-        check_at_least(0, lr=float(options["lr"]), weight_decay=options["weight_decay"], gamma=options["gamma"])
+        check_at_least(0, lr=as_number(options["lr"]), weight_decay=options["weight_decay"], gamma=options["gamma"])
         check_positive(eps=options["eps"])
         check_betas("betas_1d", options["betas_1d"])
         if "beta" in options:
@@ -75,7 +75,7 @@ class AbstractCorrected(AbstractOptimizer):
         else:
             check_betas("betas", options["betas"])
         if options["lr_1d"] is not None:
-            check_positive(lr_1d=options["lr_1d"], lr=float(options["lr"]))
+            check_positive(lr_1d=options["lr_1d"], lr=as_number(options["lr"]))
         if options["weight_decay_1d"] is not None:
             check_at_least(0, weight_decay_1d=options["weight_decay_1d"])
         check_choice("mode", options["mode"], ("approximate", "exact"))

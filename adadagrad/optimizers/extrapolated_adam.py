@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adadagrad.core.checks import check_at_least, check_betas, check_choice, check_integer, check_positive
-from adadagrad.optimizers.base import buckets, counted, counter
+from adadagrad.optimizers.base import as_number, buckets, counted, counter
 from adadagrad.optimizers.extrapolation import AbstractExtrapolated
 from adadagrad.optimizers.extrapolation_noise import TIMES, Kept
 
@@ -92,7 +92,7 @@ class ExtrapolatedAdam(AbstractExtrapolated):
             options: Of a group.
         """
         check_at_least(
-            0, lr=float(options["lr"]), extrapolation=options["extrapolation"], weight_decay=options["weight_decay"]
+            0, lr=as_number(options["lr"]), extrapolation=options["extrapolation"], weight_decay=options["weight_decay"]
         )
         check_betas("betas", options["betas"])
         check_positive(eps=options["eps"])

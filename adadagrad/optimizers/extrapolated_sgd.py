@@ -12,7 +12,7 @@ from adadagrad.core.checks import check_at_least, check_below_one, check_choice,
 from adadagrad.core.comm import all_ranks
 from adadagrad.core.mixing import seed_for
 from adadagrad.core.shards import local_part
-from adadagrad.optimizers.base import buckets
+from adadagrad.optimizers.base import as_number, buckets
 from adadagrad.optimizers.extrapolation import AbstractExtrapolated
 from adadagrad.optimizers.extrapolation_noise import (
     FILTER_NORMS,
@@ -135,7 +135,7 @@ class ExtrapolatedSGD(AbstractExtrapolated):
             options: Of a group.
         """
         check_at_least(
-            0, lr=float(options["lr"]), extrapolation=options["extrapolation"], weight_decay=options["weight_decay"]
+            0, lr=as_number(options["lr"]), extrapolation=options["extrapolation"], weight_decay=options["weight_decay"]
         )
         check_below_one(momentum=options["momentum"])
         check_choice("perturb", options["perturb"], PERTURB)

@@ -11,7 +11,7 @@ from torch import Tensor
 from adadagrad.core.checks import check_at_least, check_below_one, check_positive
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.shards import local_part
-from adadagrad.optimizers.base import AbstractOptimizer
+from adadagrad.optimizers.base import AbstractOptimizer, as_number
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -110,7 +110,7 @@ def check_maxva(options: Mapping[str, Any]) -> None:
     Raises:
         InvalidArgument: One is.
     """
-    check_at_least(0, lr=float(options["lr"]), weight_decay=options["weight_decay"])
+    check_at_least(0, lr=as_number(options["lr"]), weight_decay=options["weight_decay"])
     check_below_one(momentum=options["momentum"])
     check_positive(eps=options["eps"])
     values = options["beta_range"]

@@ -357,6 +357,9 @@ def test_bad_input_is_refused_by_name_and_changes_nothing(case: Case) -> None:
         case.build(parameters(), lr=-0.1)
     with pytest.raises(InvalidArgument, match=r"lr must be >= 0, got nan"):
         case.build(parameters(), lr=math.nan)
+    for wrong in ("0.1", None, True):
+        with pytest.raises(InvalidArgument, match=f"lr must be >= 0, got {wrong!r}"):
+            case.build(parameters(), lr=wrong)
     with pytest.raises(InvalidArgument, match=r"params must be real, got torch.complex64 for parameter 1 of its group"):
         case.build([nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, dtype=torch.complex64))])
     with pytest.raises(ValueError, match="empty parameter list"):
