@@ -1,4 +1,4 @@
-"""Exact MARS where the second gradient of a batch is easily spoilt: casts kept by autocast, parameters that come late."""
+"""Exact MARS where the second gradient of a batch is easily spoilt: casts kept by autocast, late parameters."""
 
 from __future__ import annotations
 
