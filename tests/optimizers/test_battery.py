@@ -175,8 +175,10 @@ def test_the_same_as_last_time(case: Case) -> None:
     if os.environ.get("ADADAGRAD_GOLDEN") == "1":
         GOLDEN.write_text(json.dumps({**golden, case.name: found}, indent=0, sort_keys=True) + "\n")
     else:
-        # what runs in bfloat16 is the same on another processor to its precision only
-        assert found == pytest.approx(golden[case.name], rel=1e-3 if "M" in case.name else 1e-9, abs=1e-4)
+        rough = 1e-3 if case.name in ("MARS shampoo", "MARSM") else 0.0  # bfloat16 is not the same on every processor
+        assert found == pytest.approx(
+            golden[case.name], rel=rough if rough else 1e-9, abs=rough / 10 if rough else 1e-12
+        )
 
 
 @each
