@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +54,8 @@ def find_subspace(matrix: Tensor, size: int, *, power_iterations: int, generator
         generator: Draws Omega; on the matrix's device.
 
     Returns:
-        The subspace; None where G is 0 or not finite, or its decomposition fails.
+        The subspace; None where G is 0 or not finite, or its decomposition does not converge. Whatever else goes wrong
+        is raised, running out of memory above all.
 
     Source: Halko, Martinsson, Tropp (2011), arXiv 0909.4061, algorithms 4.1 and 4.3.
 
@@ -63,16 +65,18 @@ def find_subspace(matrix: Tensor, size: int, *, power_iterations: int, generator
         >>> found.rank(0.01, 1, 3)
         2
     """
-    total = torch.linalg.vector_norm(matrix).square()
-    if not bool(torch.isfinite(total)) or float(total) == 0:
+    largest = float(matrix.abs().amax())
+    if not 0 < largest < math.inf:
         return None
+    matrix = matrix / largest  # squares of very large or small gradients leave the range of float32
     sketch = matrix @ torch.randn(matrix.shape[1], size, generator=generator, device=matrix.device, dtype=matrix.dtype)
-    basis = torch.linalg.qr(sketch).Q
-    for _ in range(power_iterations):
-        basis = torch.linalg.qr(matrix @ (matrix.T @ basis)).Q
     try:
+        basis = torch.linalg.qr(sketch).Q
+        for _ in range(power_iterations):
+            basis = torch.linalg.qr(matrix @ (matrix.T @ basis)).Q
         left, values, _ = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
-    except RuntimeError:  # which torch.linalg.LinAlgError is, and the failures of other backends
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         return None
+    total = torch.linalg.vector_norm(matrix).square()
     captured = torch.cat([values.new_zeros(1), values.square().cumsum(0)]) / total
     return Subspace(basis @ left, (1 - captured).clamp(min=0))
