@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adadagrad.core.checks import check_at_least, check_positive
 from adadagrad.core.vectors import squared_norm
-from adadagrad.optimizers.base import AbstractOptimizer, buckets
+from adadagrad.optimizers.base import AbstractOptimizer, buckets, multiply_
 
 
 @final
@@ -113,5 +113,5 @@ class AdaGradNorm(AbstractOptimizer):
         factor = (lr if group["maximize"] else -lr) * accumulator.rsqrt()
         for (xs, gs), _ in buckets([params, grads]):
             if decay != 0:
-                torch._foreach_mul_(xs, 1 - lr * decay)
+                multiply_(xs, 1 - lr * decay)
             torch._foreach_add_(xs, torch._foreach_mul(gs, factor.to(xs[0].device)))

@@ -20,6 +20,9 @@ from adadagrad.core.shards import local_part
 Numbers = Sequence[float] | Sequence[Tensor]
 """One number for each tensor: plain, or a scalar tensor where nothing may be read back from the device."""
 
+HALVES = (torch.float16, torch.bfloat16)
+"""Kinds of numbers that are too coarse for weights near 1."""
+
 PIECE = 1 << 17
 """Elements of a list that are worked on at a time on a CPU: half a megabyte of float32."""
 
@@ -275,6 +278,30 @@ def _in_turn(rows: list[tuple[list[Tensor], list[Any]]], size: int) -> Iterator[
             taken, elements = [], 0
     if taken:
         yield taken
+
+
+def multiply_(tensors: Sequence[Tensor], factors: float | Tensor | Numbers) -> None:
+    """Multiply a list of tensors in place, by numbers that are exact.
+
+    On a CPU torch's foreach multiplication first rounds a number to the tensors' kind, in which 0.999 is 1 and 0.99 is
+    0.988 where that is bfloat16 (torch 2.13), and an average would not forget. Tensors one by one are multiplied right.
+
+    Args:
+        tensors: Of one device and dtype, at least one.
+        factors: One for all, or one for each.
+
+    Example:
+        >>> x = torch.ones(2, dtype=torch.bfloat16)
+        >>> multiply_([x], 0.992)
+        >>> x[0].item()
+        0.9921875
+    """
+    if tensors[0].dtype not in HALVES or tensors[0].device.type != "cpu":
+        torch._foreach_mul_(list(tensors), factors)  # type: ignore[arg-type]
+        return
+    each = factors if isinstance(factors, Sequence) else [factors] * len(tensors)
+    for tensor, factor in zip(tensors, each, strict=True):
+        tensor.mul_(factor)
 
 
 def counted(steps: Sequence[Tensor], *, capturable: bool) -> Numbers:

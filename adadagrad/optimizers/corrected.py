@@ -21,7 +21,7 @@ from adadagrad.core.checks import check_at_least, check_below_one, check_betas, 
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.shards import is_sharded, local_part, place_of
 from adadagrad.core.vectors import tensor_norms
-from adadagrad.optimizers.base import AbstractOptimizer, Numbers, as_number, buckets, counted, counter
+from adadagrad.optimizers.base import AbstractOptimizer, Numbers, as_number, buckets, counted, counter, multiply_
 from adadagrad.optimizers.two_points import RandomStates, gradients_there
 
 LARGE_GAMMA = 0.1
@@ -195,10 +195,10 @@ class AbstractCorrected(AbstractOptimizer):
                 torch._foreach_lerp_(ms, gs, 1 - betas[0])
             else:
                 if clipped:
-                    torch._foreach_mul_(ds, factors)
+                    multiply_(ds, factors)
                 torch._foreach_lerp_(ms, ds, 1 - betas[0])
                 if adam:
-                    torch._foreach_mul_(more[0], betas[1])
+                    multiply_(more[0], betas[1])
                     torch._foreach_addcmul_(more[0], ds, ds, 1 - betas[1])
                 if len(more) > adam:
                     torch._foreach_copy_(more[-1], gs)
@@ -293,11 +293,14 @@ class AbstractCorrected(AbstractOptimizer):
         found = list(torch._foreach_lerp(others, own, 1 + group["gamma"] * momentum / (1 - momentum)))
         if not group["clip"]:
             return found, ones
-        factors = tensor_norms(found, params).clamp(min=1).reciprocal()
-        host = factors.device.type == "cpu" and not torch.compiler.is_compiling()
-        if host:
-            return found, factors.tolist()
-        return found, [factor.to(c.device) for factor, c in zip(factors.unbind(), found, strict=True)]
+        factors: list[Any] = ones
+        for device in dict.fromkeys(tensor.device for tensor in found):  # usually one; a group may span devices
+            here = [i for i, tensor in enumerate(found) if tensor.device == device]
+            some = tensor_norms([found[i] for i in here], [params[i] for i in here]).clamp(min=1).reciprocal()
+            host = device.type == "cpu" and not torch.compiler.is_compiling()
+            for i, value in zip(here, some.tolist() if host else some.unbind(), strict=True):
+                factors[i] = value
+        return found, factors
 
     def _other(self, group: Mapping[str, Any], param: Tensor, grad: Tensor) -> Tensor:
         """Return this rank's part of h; at the first step 0 as in the published code, or g as in the paper."""
@@ -321,8 +324,8 @@ class AbstractCorrected(AbstractOptimizer):
 def _apply(params: list[Tensor], directions: list[Tensor], lr: float, decay: float) -> None:
     """Let x <- x - lr (direction + decay x); changes the directions."""
     if decay != 0:
-        torch._foreach_mul_(params, 1 - lr * decay)
-    torch._foreach_mul_(directions, -lr)
+        multiply_(params, 1 - lr * decay)
+    multiply_(directions, -lr)
     torch._foreach_add_(params, directions)
 
 

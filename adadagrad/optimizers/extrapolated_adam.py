@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adadagrad.core.checks import check_at_least, check_betas, check_choice, check_integer, check_positive
-from adadagrad.optimizers.base import as_number, buckets, counted, counter
+from adadagrad.optimizers.base import as_number, buckets, counted, counter, multiply_
 from adadagrad.optimizers.extrapolation import AbstractExtrapolated
 from adadagrad.optimizers.extrapolation_noise import TIMES, Kept
 
@@ -177,9 +177,9 @@ class ExtrapolatedAdam(AbstractExtrapolated):
             else:
                 gradients = torch._foreach_neg(grads[0]) if group["maximize"] else grads[0]
                 if decay != 1:
-                    torch._foreach_mul_(parts, decay)
+                    multiply_(parts, decay)
                 torch._foreach_lerp_(averages, gradients, 1 - first)
-                torch._foreach_mul_(squares, second)
+                multiply_(squares, second)
                 torch._foreach_addcmul_(squares, gradients, gradients, 1 - second)
             denominators = torch._foreach_sqrt(squares)
             torch._foreach_div_(denominators, corrections)

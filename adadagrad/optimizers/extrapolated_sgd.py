@@ -12,7 +12,7 @@ from adadagrad.core.checks import check_at_least, check_below_one, check_choice,
 from adadagrad.core.comm import all_ranks
 from adadagrad.core.mixing import seed_for
 from adadagrad.core.shards import local_part
-from adadagrad.optimizers.base import as_number, buckets
+from adadagrad.optimizers.base import as_number, buckets, multiply_
 from adadagrad.optimizers.extrapolation import AbstractExtrapolated
 from adadagrad.optimizers.extrapolation_noise import (
     FILTER_NORMS,
@@ -276,13 +276,13 @@ class ExtrapolatedSGD(AbstractExtrapolated):
                 torch._foreach_copy_(others[-1], grads)
             if momentum:
                 velocities = others[0]
-                torch._foreach_mul_(velocities, inertia)
+                multiply_(velocities, inertia)
                 torch._foreach_add_(velocities, grads, alpha=step)
                 if decay:
                     torch._foreach_add_(velocities, ps, alpha=-lr * decay)
                 torch._foreach_add_(ps, velocities)
             else:
                 if decay:
-                    torch._foreach_mul_(ps, 1 - lr * decay)
+                    multiply_(ps, 1 - lr * decay)
                 torch._foreach_add_(ps, grads, alpha=step)
         self.remember_local(group, params)
