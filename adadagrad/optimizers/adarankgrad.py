@@ -97,7 +97,8 @@ class AdaRankGrad(AbstractOptimizer):
         power_iterations: Of the sketch, >= 0.
         monotone_rank: Never let the rank grow.
         second_moment_map: ``"squared"`` as above; ``"ldadam"`` maps the variance so and adds the square of the mapped
-            mean; ``"none"`` leaves both moments as they are (as GaLore does, at equal rank; cut at a smaller one).
+            mean (0 where that is negative); ``"none"`` leaves both moments as they are (as GaLore does, at equal rank;
+            cut at a smaller one).
         seed: Of the sketches.
         maximize: Ascend instead.
 

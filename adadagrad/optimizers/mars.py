@@ -39,11 +39,14 @@ class MARS(AbstractCorrected):
     Approximate mode does not, for noise that is independent from step to step: Var(c) is ((1+k)² + k²) times that of
     g, k = gamma beta_1 / (1 - beta_1) (derived). Without clipping its momentum is exactly (1 - b') g_t + b' M_{t-1}
     with b' = beta_1 (1 - gamma) and M the plain average (derived), a slightly fresher momentum; under ``"lion"`` and
-    ``"shampoo"`` that is how it is then computed, and needs no buffer for the last gradient.
+    ``"shampoo"`` that is how it is then computed, and needs no buffer for the last gradient. Change ``group["gamma"]``
+    while training to schedule it: that closed form then takes the present gamma for the whole past.
 
-    State, in tensors of the parameter's size: m; v for ``"adamw"``; the last gradient (approximate) or the last
-    parameters (exact, of all parameters). Under `fully_shard` each tensor's norm costs 8 bytes to the other ranks, and
-    ``"shampoo"`` gathers whole matrices. Change ``group["gamma"]`` while training to schedule it.
+    State, in tensors of the parameter's size and kind: m; v for ``"adamw"``; the last gradient (approximate) or the
+    last parameters (exact, of all parameters, and three more while a step is under way). In bfloat16 an average with a
+    beta of 0.999 does not forget: keep parameters in float32 there, under autocast. Under `fully_shard` each tensor's
+    norm costs 8 bytes to the other ranks, and ``"shampoo"`` gathers whole matrices. In exact mode gradients of
+    parameters that are in no group are left from the second evaluation: give all parameters of the closure to it.
 
     Args:
         params: Parameters, named parameters or groups; a group may set every option for itself, but for `mode`.
@@ -59,7 +62,7 @@ class MARS(AbstractCorrected):
         first_step: What h is at the first step: ``"code"`` 0, as in the published runs; ``"paper"`` g.
         which: The tensors that are trained so; the rest trains by AdamW: ``"ndim>=2"``, ``"2d"`` (as in the published
             code: convolutions train by AdamW), ``"all"`` or ``"none"``.
-        lr_1d: Learning rate of that AdamW, as a ratio to `lr`, which it follows when `lr` changes; None is `lr`.
+        lr_1d: Learning rate of that AdamW, > 0, which later changes in proportion to `lr`; None is `lr`.
         betas_1d: Its betas.
         weight_decay_1d: Its decay; None is the group's.
         cautious: Move only entries whose direction agrees with the gradient, the others' share made up for.

@@ -24,8 +24,8 @@ class MARSM(AbstractCorrected):
     that learning rates carry over. Parameters of other shapes train by AdamW. Embeddings and the last layer should
     too: give them a group with ``which="none"``.
 
-    Beside `MARS` with ``variant="shampoo"`` only the factor differs. State: m, and the last gradient (approximate, with
-    clipping) or the last parameters (exact).
+    On matrices only the factor differs from `MARS` with ``variant="shampoo"``, whose notes hold here too. State: m, and
+    the last gradient (approximate, with clipping) or the last parameters (exact).
 
     Args:
         params: Parameters, named parameters or groups; a group may set every option for itself, but for `mode`.
@@ -38,7 +38,7 @@ class MARSM(AbstractCorrected):
         clip: Shorten the corrected gradient of each matrix to norm 1 where it is longer.
         first_step: As for `MARS`.
         which: ``"2d"`` trains matrices so, ``"none"`` nothing: a group for AdamW.
-        lr_1d: Learning rate of that AdamW as a ratio to `lr`, which it follows; None is `lr`.
+        lr_1d: Learning rate of that AdamW, > 0, which later changes in proportion to `lr`; None is `lr`.
         betas_1d: Its betas.
         weight_decay_1d: Its decay; None is the group's.
         cautious: Move only entries whose direction agrees with the gradient, the others' share made up for.

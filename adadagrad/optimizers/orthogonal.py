@@ -15,7 +15,8 @@ def orthogonalised(matrix: Tensor, *, eps: float = 1e-8, dtype: torch.dtype | No
     .. math:: X_0 = M / (\|M\|_F + \epsilon), \qquad X \leftarrow a X + b A X + c A^2 X, \quad A = X X^T
 
     Five matrix products of the shorter side squared times the longer one, and as many of the shorter side cubed. The
-    singular values come out between 0.7 and 1.2 where they were above about 1e-3 of the norm, and smaller ones smaller.
+    singular values come out between 0.68 and 1.21 where they were above 2e-3 of the norm (without rounding; bfloat16
+    adds about a per cent), and smaller ones smaller: 0.47 from 1e-3, 0.05 from 1e-4.
 
     Args:
         matrix: (r, c) matrix, whole.

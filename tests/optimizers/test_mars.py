@@ -214,6 +214,27 @@ def test_approximate_lion_is_lion_with_a_fresher_average() -> None:
         assert "exp_avg_sq" not in optimizer.state[param]
 
 
+def test_a_scheduled_gamma() -> None:
+    """The recursion takes each step's own; the closed form, where nothing is clipped, the present one for all."""
+    gammas, different = [0.02, 0.1, 0.0, 0.1, 0.0, 0.1], 0
+    for clip in (True, False):
+        (param, *_), small = parameters(), noisy_quadratic(0.01)
+        optimizer = MARS([param], lr=0.01, variant="lion", clip=clip)
+        m, average, last = (torch.zeros_like(param) for _ in range(3))
+        for t, gamma in enumerate(gammas, 1):
+            optimizer.param_groups[0]["gamma"] = gamma
+            (g,) = small(t, [param])
+            before = param.detach().clone()
+            param.grad = g.clone()
+            optimizer.step()
+            m = 0.95 * m + 0.05 * (g + gamma * 0.95 / 0.05 * (g - last))
+            short = torch.lerp(average, g, 1 - 0.95 * (1 - gamma))
+            average, last = torch.lerp(average, g, 0.05), g
+            different += int((m.sign() != short.sign()).sum())
+            torch.testing.assert_close(param.detach(), before - 0.01 * torch.sign(m if clip else short))
+    assert different
+
+
 def test_exact_correction_is_free_of_noise() -> None:
     """On x H x / 2 + xi x, c - g is k H (x_t - x_{t-1}), whatever the noise xi."""
     params, gradients = parameters(), noisy_quadratic()
