@@ -249,8 +249,14 @@ class AdaRankGrad(AbstractOptimizer):
             if "basis" not in state:
                 param.add_(direction, alpha=-group["lr"])
                 continue
-            whole = state["basis"] @ direction
-            param.add_(whole if param.shape[0] <= param.shape[1] else whole.T, alpha=-group["lr"] * group["scale"])
+            left, right = state["basis"], direction
+            if param.shape[0] > param.shape[1]:
+                left, right = right.T, left.T
+            length = -group["lr"] * group["scale"]
+            if param.dtype == left.dtype:
+                param.addmm_(left, right, alpha=length)  # without the whole update beside it
+            else:
+                param.add_(left @ right, alpha=length)
         if any(step == 1 or int(state.get("inner_steps", 0)) == 1 for step, state in zip(steps, states, strict=True)):
             first = self.param_groups[0]
             first["peak_bytes"] = max(first.get("peak_bytes", 0), self._bytes())
