@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -123,9 +123,6 @@ class AdaRankGrad(AbstractOptimizer):
         ({'w': 1}, True)
     """
 
-    no_mean: ClassVar[frozenset[str]] = frozenset({EVERYTHING})
-    """Each rank that trains by itself has subspaces of its own."""
-
     def __init__(
         self,
         params: Iterable[Any],
@@ -158,6 +155,11 @@ class AdaRankGrad(AbstractOptimizer):
         """Begin an empty log of switches in a copy."""
         super().__setstate__(state)
         self.switch_log = deque(maxlen=LOG_LENGTH)
+
+    @property
+    def no_mean(self) -> frozenset[str]:
+        """Everything, where a group has subspaces: ranks that train apart have their own."""
+        return frozenset({EVERYTHING} if any(group["max_rank"] is not None for group in self.param_groups) else ())
 
     def check(self, options: Mapping[str, Any]) -> None:
         """Refuse options out of range; see the class.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -41,9 +41,6 @@ class AbstractOptimizer(torch.optim.Optimizer, abc.ABC):
         InvalidArgument: An option is out of its range, or a parameter is complex or has no floating-point numbers.
     """
 
-    no_mean: ClassVar[frozenset[str]] = frozenset()
-    """Keys of the state that have no mean over ranks which train by themselves for a while."""
-
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         super().__init__(params, defaults)
 
@@ -66,6 +63,11 @@ class AbstractOptimizer(torch.optim.Optimizer, abc.ABC):
             group: Their group.
             params: Those that have a gradient, at least one.
         """
+
+    @property
+    def no_mean(self) -> frozenset[str]:
+        """Keys of the state that have no mean over ranks which train by themselves for a while; here none."""
+        return frozenset()
 
     def check_parameter(self, param: Tensor, place: str) -> None:
         """Refuse a parameter that this method cannot train; here those that are not real.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +39,6 @@ class AbstractExtrapolated(AbstractOptimizer):
         InvalidArgument: An option is out of its range, or a parameter cannot be trained so.
     """
 
-    no_mean: ClassVar[frozenset[str]] = frozenset({"local_gradient"})
-    """A worker's last gradient is its own, or the displacement would be the same for all."""
-
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self._hooked = False
         self._begin()
@@ -57,6 +54,11 @@ class AbstractExtrapolated(AbstractOptimizer):
         super().__setstate__(state)
         self.__dict__.setdefault("_hooked", False)
         self._begin()
+
+    @property
+    def no_mean(self) -> frozenset[str]:
+        """Past local gradients: their mean would displace all ranks alike."""
+        return frozenset({"local_gradient"})
 
     @abc.abstractmethod
     def keeps_local(self, group: Mapping[str, Any]) -> bool:

@@ -6,7 +6,7 @@ import copy
 import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, Literal, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -87,9 +87,6 @@ class SIFT(AbstractOptimizer):
         (6, True)
     """
 
-    no_mean: ClassVar[frozenset[str]] = frozenset({EVERYTHING})
-    """Each rank that trains by itself chooses entries of its own."""
-
     def __init__(
         self,
         params: Iterable[Any],
@@ -114,6 +111,11 @@ class SIFT(AbstractOptimizer):
         own = (rate, selection, free_gradients, reselect_every, master, seed)
         defaults = base([nn.Parameter(torch.zeros(1))], **base_options).defaults
         super().__init__(params, {**defaults, **dict(zip(OWN, own, strict=True))})
+
+    @property
+    def no_mean(self) -> frozenset[str]:
+        """Everything: ranks that train apart choose entries of their own."""
+        return frozenset({EVERYTHING})
 
     def check(self, options: Mapping[str, Any]) -> None:
         """Refuse options out of range; see the class.

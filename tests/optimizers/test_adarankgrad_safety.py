@@ -165,7 +165,7 @@ def apart(rank: int) -> tuple[Any, ...]:
     optimizer = AdaRankGrad(model.parameters(), lr=0.05, max_rank=2, max_inner_steps=3)
     with pytest.raises(InvalidArgument) as refused:
         ada.LocalSGD(model, optimizer)
-    with pytest.raises(InvalidArgument, match=r"no meaning for SIFT"):
+    with pytest.raises(InvalidArgument, match=r"does not go with SIFT"):
         ada.LocalSGD(model, ada.SIFT(model.parameters(), lr=0.1, free_gradients=False))
     ada.LocalSGD(model, AdaRankGrad(model.parameters()))  # plain Adam, whose state has a mean
     parallel = ada.LocalSGD(model, optimizer, 2, optimizer_state="local")
@@ -178,8 +178,8 @@ def test_ranks_that_train_apart_keep_their_own_subspaces() -> None:
     """The mean of two bases is none."""
     (message, basis, found), (_, other_basis, other_found) = on_ranks(2, apart)
     assert message == (
-        'optimizer_state="average" has no meaning for AdaRankGrad, whose state is in coordinates that each rank '
-        'chooses for itself: use optimizer_state="local"'
+        'optimizer_state="average" does not go with AdaRankGrad, whose state has no mean over ranks: use "local" or '
+        '"reset"'
     )
     assert torch.equal(found, other_found)
     assert not torch.equal(basis, other_basis)
