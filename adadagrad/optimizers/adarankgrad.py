@@ -99,7 +99,7 @@ class AdaRankGrad(AbstractOptimizer):
         second_moment_map: ``"squared"`` as above; ``"ldadam"`` maps the variance so and adds the square of the mapped
             mean (0 where that is negative); ``"none"`` leaves both moments as they are (as GaLore does, at equal rank;
             cut at a smaller one).
-        seed: Of the sketches.
+        seed: Of the sketches, >= 0.
         maximize: Ascend instead.
 
     Raises:
@@ -152,9 +152,10 @@ class AdaRankGrad(AbstractOptimizer):
         """The latest changes of subspace; not saved."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Begin an empty log of switches in a copy."""
+        """Begin an empty log of switches in a copy; loading a state comes by here, too, and leaves it."""
         super().__setstate__(state)
-        self.switch_log = deque(maxlen=LOG_LENGTH)
+        if "switch_log" not in self.__dict__:
+            self.switch_log = deque(maxlen=LOG_LENGTH)
 
     @property
     def no_mean(self) -> frozenset[str]:
@@ -174,7 +175,9 @@ class AdaRankGrad(AbstractOptimizer):
         check_betas("betas", options["betas"])
         check_positive(eps=options["eps"])
         check_integer(1, min_rank=options["min_rank"], max_inner_steps=options["max_inner_steps"])
-        check_integer(0, oversample=options["oversample"], power_iterations=options["power_iterations"])
+        check_integer(
+            0, oversample=options["oversample"], power_iterations=options["power_iterations"], seed=options["seed"]
+        )
         check_fraction(max_residual_energy=options["max_residual_energy"], switch_tolerance=options["switch_tolerance"])
         check_below_one(switch_smoothing=options["switch_smoothing"])
         check_choice("rule", options["rule"], ("adam", "momentum"))

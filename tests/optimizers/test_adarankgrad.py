@@ -295,6 +295,9 @@ def test_the_state_goes_on_bit_for_bit_across_a_change_of_rank() -> None:
         assert torch.equal(one, two)
     assert first.ranks()["0"] < before
     assert second.state_bytes() == first.state_bytes()
+    length = len(first.switch_log)
+    first.load_state_dict(first.state_dict())
+    assert len(first.switch_log) == length > 1  # only copies begin a new one
 
 
 OPTIONS: list[dict[str, Any]] = [
@@ -351,6 +354,8 @@ def test_half_precision_keeps_float32_moments() -> None:
         ({"max_inner_steps": 0}, "max_inner_steps must be >= 1"),
         ({"oversample": -1}, "oversample must be >= 0"),
         ({"power_iterations": 1.0}, "power_iterations must be an integer"),
+        ({"seed": 1.5}, "seed must be an integer, got 1.5"),
+        ({"seed": -1}, "seed must be >= 0"),
         ({"rule": "sgd"}, "unknown rule"),
         ({"second_moment_map": "signed"}, "unknown second_moment_map"),
         ({"betas": (0.9, 1.0)}, r"betas\[1\]"),
