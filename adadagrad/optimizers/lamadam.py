@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from adadagrad.optimizers.base import buckets, counter
+from adadagrad.optimizers.base import buckets, counter, multiply_
 from adadagrad.optimizers.maxva import (
     AbstractMaxVA,
     check_maxva,
@@ -113,7 +113,7 @@ class LaMAdam(AbstractMaxVA):
             torch._foreach_mul_(qs, a)
             torch._foreach_add_(qs, normalised)
             if decay != 0 and group["decoupled"]:
-                torch._foreach_mul_(xs, 1 - lr * decay)
+                multiply_(xs, 1 - lr * decay)
             torch._foreach_add_(xs, torch._foreach_mul(qs, factors))
 
     def _factors(self, group: Mapping[str, Any], states: list[dict[str, Any]]) -> list[Any]:

@@ -12,7 +12,7 @@ from adadagrad.core.checks import check_integer
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.shards import local_part
 from adadagrad.core.vectors import tensor_norms
-from adadagrad.optimizers.base import buckets, counted, counter
+from adadagrad.optimizers.base import buckets, counted, counter, multiply_
 from adadagrad.optimizers.maxva import (
     AbstractMaxVA,
     check_maxva,
@@ -173,6 +173,6 @@ class MAdam(AbstractMaxVA):
 def _apply(group: Mapping[str, Any], params: list[Tensor], directions: list[Tensor], moving: list[float]) -> None:
     """Let x <- (1 - lr decay) x - lr direction, where it moves at all."""
     if group["weight_decay"] != 0 and group["decoupled"]:
-        torch._foreach_mul_(params, [1 - group["lr"] * group["weight_decay"] * some for some in moving])
+        multiply_(params, [1 - group["lr"] * group["weight_decay"] * some for some in moving])
     torch._foreach_mul_(directions, -group["lr"])
     torch._foreach_add_(params, directions)

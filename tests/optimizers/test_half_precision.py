@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from adadagrad.optimizers import MARS, AdaGradNorm
+from adadagrad.optimizers import MARS, AdaGradNorm, LaMAdam, MAdam
 from adadagrad.optimizers.base import multiply_
 from adadagrad.optimizers.extrapolated_adam import ExtrapolatedAdam
 from adadagrad.optimizers.extrapolated_sgd import ExtrapolatedSGD
@@ -58,7 +58,9 @@ def test_momentum_near_one_forgets() -> None:
         assert torch.equal(optimizer.state[param]["velocity"], velocity)
 
 
-@pytest.mark.parametrize("make", [AdaGradNorm, MARS, ExtrapolatedAdam, ExtrapolatedSGD], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "make", [AdaGradNorm, MARS, MAdam, LaMAdam, ExtrapolatedAdam, ExtrapolatedSGD], ids=lambda m: m.__name__
+)
 def test_weight_decay_is_not_rounded(make: type[torch.optim.Optimizer]) -> None:
     values = torch.linspace(1, 2, 130).bfloat16()
     param = nn.Parameter(values.clone())
