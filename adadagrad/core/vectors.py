@@ -20,6 +20,9 @@ from torch import Tensor
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.shards import Place, all_plain, by_place, local_part, place_of
 
+HALVES = (torch.float16, torch.bfloat16)
+"""Kinds of numbers that are too coarse for sums, and for factors near 1."""
+
 PIECE = 1 << 19
 """Elements that are converted to float64 at a time: 4 MB, so that a large tensor needs no copy of twice its size."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from adadagrad.core.errors import InvalidArgument, LeftoverGradients
 from adadagrad.core.optimizing import Extrapolating, TakesGradients
 from adadagrad.core.shards import local_part
-from adadagrad.core.vectors import quick_norm, squared_norm
+from adadagrad.core.vectors import HALVES, quick_norm, squared_norm
 
 
 class Gradients:
@@ -79,8 +79,12 @@ class Gradients:
         if factor == 1.0:
             return
         gradients = [local_part(gradient) for gradient in self.present()]
-        if gradients:
-            torch._foreach_mul_(gradients, factor)
+        coarse = [gradient for gradient in gradients if gradient.dtype in HALVES and gradient.device.type == "cpu"]
+        for gradient in coarse:  # a foreach multiplication would round the factor to their kind first
+            gradient.mul_(factor)
+        fine = [gradient for gradient in gradients if gradient.dtype not in HALVES or gradient.device.type != "cpu"]
+        if fine:
+            torch._foreach_mul_(fine, factor)
 
     def correct(self, factor: float) -> None:
         """Multiply every gradient by a factor, and what the optimizer has kept of it during the backward.

@@ -16,12 +16,10 @@ from torch import Tensor
 
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.shards import local_part
+from adadagrad.core.vectors import HALVES
 
 Numbers = Sequence[float] | Sequence[Tensor]
 """One number for each tensor: plain, or a scalar tensor where nothing may be read back from the device."""
-
-HALVES = (torch.float16, torch.bfloat16)
-"""Kinds of numbers that are too coarse for weights near 1."""
 
 PIECE = 1 << 17
 """Elements of a list that are worked on at a time on a CPU: half a megabyte of float32."""

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.mixing import seed_for
-
-HALVES = (torch.float16, torch.bfloat16)
+from adadagrad.core.vectors import HALVES
 
 
 @dataclass(slots=True)

@@ -11,9 +11,8 @@ from torch import Tensor
 from adadagrad.core.checks import check_at_least, check_below_one, check_positive
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.shards import local_part
+from adadagrad.core.vectors import HALVES
 from adadagrad.optimizers.base import AbstractOptimizer, as_number
-
-HALVES = (torch.float16, torch.bfloat16)
 
 
 class AbstractMaxVA(AbstractOptimizer):

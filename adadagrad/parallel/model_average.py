@@ -12,12 +12,10 @@ from torch import Tensor, nn
 from adadagrad.core.comm import Ranks, free
 from adadagrad.core.errors import InvalidArgument, RanksDisagree
 from adadagrad.core.optimizing import EVERYTHING, RemembersApart
+from adadagrad.core.vectors import HALVES
 
 OptimizerState: TypeAlias = Literal["average", "local", "reset"]
 """What becomes of an optimizer's state at a meeting."""
-
-HALF = (torch.float16, torch.bfloat16)
-"""Kinds of numbers that are added up in float32."""
 
 
 @final
@@ -124,7 +122,7 @@ class ModelAverage:
 
     def _average(self, tensors: list[Tensor], share: float) -> None:
         flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
-        flat = flat.float() if flat.dtype in HALF else flat
+        flat = flat.float() if flat.dtype in HALVES else flat
         flat = flat.mul_(share) if share > 0 else flat.zero_()
         self._ranks.add_(flat)
         for tensor, mean in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import adadagrad as ada
 from adadagrad.core.errors import InvalidArgument, NonFiniteGradient
+from adadagrad.engine.gradients import Gradients
 from tests.engine.cases import make_data, make_engine, make_model, mean_loss, read_log, train, weights
 from tests.engine.test_nonfinite import Poisoned
 from tests.ranks import on_ranks
@@ -227,3 +228,15 @@ def test_ranks_see_one_overflow() -> None:
 def test_something_else(wrong: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"must be a torch\.amp\.GradScaler"):
         make_engine(make_model(), grad_scaler=wrong)
+
+
+def test_half_precision_gradients_are_scaled_by_the_exact_factor():
+    """torch's foreach multiplication on a CPU rounds 0.999 to 1 in bfloat16 first."""
+    model = make_model(dtype=torch.float32).to(torch.bfloat16)
+    gradients = Gradients(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 100.0)
+    gradients.scale(0.998)
+    assert all(bool((p.grad == (torch.tensor(100.0) * 0.998).bfloat16()).all()) for p in model.parameters())
+    gradients.scale(0.5)
+    assert all(bool((p.grad == 50).all()) for p in model.parameters())
