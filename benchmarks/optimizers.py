@@ -12,6 +12,8 @@ State is what the optimizer holds between two steps, beside that of AdamW, which
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ from adadagrad.optimizers import (
     MAdam,
 )
 from benchmarks.companions.kept import table
+from benchmarks.engine import ALLOCATOR
 from benchmarks.machine import machine, write_json
 from benchmarks.models import GPT
 
@@ -203,6 +206,10 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--only", help="rows whose name holds this word")
     chosen = parser.parse_args()
+    if not ALLOCATOR.items() <= os.environ.items():  # as for the engine: freed memory is kept
+        os.execve(
+            sys.executable, [sys.executable, "-m", "benchmarks.optimizers", *sys.argv[1:]], os.environ | ALLOCATOR
+        )
     rows = [row for row in ROWS if chosen.only is None or chosen.only.lower() in row.name.lower()]
     found = compare(rows, chosen.rounds, chosen.width, chosen.blocks)
     write_json("optimizers", {"rows": found})

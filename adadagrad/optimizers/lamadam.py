@@ -11,6 +11,7 @@ from torch import Tensor
 from adadagrad.optimizers.base import buckets, counter, multiply_
 from adadagrad.optimizers.maxva import (
     AbstractMaxVA,
+    add_quotients_,
     check_maxva,
     denominators,
     remember,
@@ -90,12 +91,13 @@ class LaMAdam(AbstractMaxVA):
         """
         check_maxva(options)
 
-    def update(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        """Move some parameters of a group.
+    def advance(self, group: dict[str, Any], params: list[Tensor], *, first: bool) -> None:
+        """Do a step of some parameters of a group.
 
         Args:
             group: Their group.
             params: Those that have a gradient.
+            first: Whether it is the first of all of them.
         """
         a, lr, decay = group["momentum"], group["lr"], group["weight_decay"]
         states = [self._state(group, param) for param in params]
@@ -106,12 +108,10 @@ class LaMAdam(AbstractMaxVA):
             grads = wide(gs, maximize=group["maximize"])
             if decay != 0 and not group["decoupled"]:
                 grads = list(torch._foreach_add(grads, xs, alpha=decay))
-            remember(us, vs, ws, grads, weights_of_new(us, vs, ws, grads, group["beta_range"]))
+            remember(us, vs, ws, grads, weights_of_new(us, vs, ws, grads, group["beta_range"], first=first))
             roots = denominators(vs, ws, more[0] if group["amsgrad"] else None, group["eps"])
-            normalised = torch._foreach_div(grads, roots)
-            torch._foreach_mul_(normalised, (1 - a) * lr)
             torch._foreach_mul_(qs, a)
-            torch._foreach_add_(qs, normalised)
+            add_quotients_(qs, grads, roots, [(1 - a) * lr] * len(qs))
             if decay != 0 and group["decoupled"]:
                 multiply_(xs, 1 - lr * decay)
             torch._foreach_add_(xs, torch._foreach_mul(qs, factors))

@@ -15,6 +15,7 @@ from adadagrad.core.vectors import tensor_norms
 from adadagrad.optimizers.base import buckets, counted, counter, multiply_
 from adadagrad.optimizers.maxva import (
     AbstractMaxVA,
+    add_quotients_,
     check_maxva,
     denominators,
     remember,
@@ -110,40 +111,40 @@ class MAdam(AbstractMaxVA):
         if options["capturable"] and options["moment_warmup"]:
             raise InvalidArgument("moment_warmup reads the count of steps, which capturable=True leaves on the device")
 
-    def update(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        """Move some parameters of a group.
+    def advance(self, group: dict[str, Any], params: list[Tensor], *, first: bool) -> None:
+        """Do a step of some parameters of a group.
 
         Args:
             group: Their group.
             params: Those that have a gradient.
+            first: Whether it is the first of all of them.
         """
-        capturable, a = group["capturable"], group["momentum"]
+        capturable, a, lr, decay = group["capturable"], group["momentum"], group["lr"], group["weight_decay"]
         states = [self._state(group, param) for param in params]
         steps = counted([state["step"] for state in states], capturable=capturable)
         names = ["grad_avg", "grad_avg_sq", "weight", "exp_avg", *(["max_denominator"] if group["amsgrad"] else [])]
         grads = [param.grad for param in params if param.grad is not None]
         lists = [params, grads, *([state[name] for state in states] for name in names)]
-        whole = group["trust_ratio"] and group["weight_decay"] > 0
+        whole = group["trust_ratio"] and decay > 0
         if whole:
             lists.append([zeros_for(param) for param in params])
         biases = [1 - a ** (step + group["nesterov"]) for step in steps]
         waiting = [0.0 if not capturable and step <= group["moment_warmup"] else 1.0 for step in steps]
         for (xs, gs, us, vs, ws, ms, *more), (bias, moving) in buckets(lists, [biases, waiting]):
             grads = wide(gs, maximize=group["maximize"])
-            if group["weight_decay"] != 0 and not group["decoupled"]:
-                grads = list(torch._foreach_add(grads, xs, alpha=group["weight_decay"]))
-            remember(us, vs, ws, grads, weights_of_new(us, vs, ws, grads, group["beta_range"]))
+            if decay != 0 and not group["decoupled"]:
+                grads = list(torch._foreach_add(grads, xs, alpha=decay))
+            remember(us, vs, ws, grads, weights_of_new(us, vs, ws, grads, group["beta_range"], first=first))
             torch._foreach_lerp_(ms, grads, 1 - a)
-            ahead = torch._foreach_lerp(ms, grads, 1 - a) if group["nesterov"] else ms
+            ahead = list(torch._foreach_lerp(ms, grads, 1 - a)) if group["nesterov"] else ms
             roots = denominators(vs, ws, more[0] if group["amsgrad"] else None, group["eps"])
-            directions = list(torch._foreach_div(ahead, roots))
-            torch._foreach_div_(directions, bias)
-            if group["moment_warmup"]:
-                torch._foreach_mul_(directions, moving)
             if whole:
-                torch._foreach_copy_(more[-1], directions)
-            else:
-                _apply(group, xs, directions, moving)
+                torch._foreach_mul_(roots, bias)
+                torch._foreach_copy_(more[-1], torch._foreach_mul(torch._foreach_div(ahead, roots), moving))
+                continue
+            if decay != 0 and group["decoupled"]:
+                multiply_(xs, [1 - lr * decay * some for some in moving])
+            add_quotients_(xs, ahead, roots, [-lr * some / each for some, each in zip(moving, bias, strict=True)])
         if whole:
             self._apply_with_trust(group, params, lists[-1], waiting)
 
@@ -168,11 +169,3 @@ class MAdam(AbstractMaxVA):
         if group["amsgrad"] and "max_denominator" not in state:
             state["max_denominator"] = zeros_for(param)
         return state
-
-
-def _apply(group: Mapping[str, Any], params: list[Tensor], directions: list[Tensor], moving: list[float]) -> None:
-    """Let x <- (1 - lr decay) x - lr direction, where it moves at all."""
-    if group["weight_decay"] != 0 and group["decoupled"]:
-        multiply_(params, [1 - group["lr"] * group["weight_decay"] * some for some in moving])
-    torch._foreach_mul_(directions, -group["lr"])
-    torch._foreach_add_(params, directions)

@@ -2,7 +2,8 @@ r"""MaxVA: weights of the past that make the observed variance of each coordinat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import abc
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +28,28 @@ class AbstractMaxVA(AbstractOptimizer):
     In code: ``grad_avg``, ``grad_avg_sq`` and ``weight``, all starting at 0. s² is clamped at 0. Where D = s² = 0 (a
     constant gradient) B is B_lo, as in the published code. The state of half-precision parameters is float32.
     """
+
+    @abc.abstractmethod
+    def advance(self, group: dict[str, Any], params: list[Tensor], *, first: bool) -> None:
+        """Do a step of some parameters of a group.
+
+        Args:
+            group: Their group.
+            params: Those that have a gradient, all at their first step or none.
+            first: Whether it is that.
+        """
+
+    def update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """Move some parameters of a group.
+
+        Args:
+            group: Their group.
+            params: Those that have a gradient.
+        """
+        new = {param: None for param in params if "weight" not in self.state[param]}
+        for some, first in ((list(new), True), ([param for param in params if param not in new], False)):
+            if some:
+                self.advance(group, some, first=first)
 
     def variance(self, param: Tensor) -> Tensor:
         """Return the observed variance s² of each entry of a parameter.
@@ -61,9 +84,9 @@ class AbstractMaxVA(AbstractOptimizer):
             raise InvalidArgument("betas_of needs a parameter with a gradient: call it between backward and step")
         group = self._group_of(param)
         (grad,) = wide([local_part(param.grad)], maximize=group["maximize"])
-        state = self.state[param] if "weight" in self.state[param] else None
-        us, vs, ws = ([t] for t in (_averages(state) if state else 3 * (torch.zeros_like(grad),)))
-        return 1 - weights_of_new(us, vs, ws, [grad], group["beta_range"])[0]
+        first = "weight" not in self.state[param]
+        us, vs, ws = ([t] for t in (3 * (torch.zeros_like(grad),) if first else _averages(self.state[param])))
+        return 1 - weights_of_new(us, vs, ws, [grad], group["beta_range"], first=first)[0]
 
     def beta_stats(self) -> dict[str, tuple[float, float, float]]:
         """Return where the betas of the present gradient lie.
@@ -126,36 +149,41 @@ def weights_of_new(
     weights: list[Tensor],
     grads: list[Tensor],
     beta_range: tuple[float, float],
+    *,
+    first: bool,
 ) -> list[Tensor]:
     r"""Return 1 - B_t for each coordinate.
+
+    With numerator and denominator of B multiplied by w², nothing need be divided by w:
+
+    .. math:: w^2 D = (\tilde u - w g)^2, \qquad w^2 s^2 = w \tilde v - \tilde u^2
 
     Args:
         averages: ũ_{t-1}.
         squares: ṽ_{t-1}.
-        weights: w_{t-1}.
+        weights: w_{t-1}, positive unless `first`.
         grads: g_t.
         beta_range: B_lo and B_hi.
+        first: Whether nothing has been seen: B is then B_hi, and B_lo where the gradient is 0.
 
     Returns:
         New tensors of the same shapes.
     """
     low, high = beta_range
-    tiny = torch.finfo(averages[0].dtype).tiny
     if low == high:
         return [torch.full_like(weight, 1 - low) for weight in weights]
-    divisors = torch._foreach_maximum(weights, tiny)
-    means = torch._foreach_div(averages, divisors)
-    spreads = torch._foreach_div(squares, divisors)  # v, then s^2 = v - u^2
-    torch._foreach_addcmul_(spreads, means, means, -1)
+    if first:
+        return [torch.full_like(grad, 1 - low).masked_fill_(grad != 0, 1 - high) for grad in grads]
+    distances = torch._foreach_addcmul(averages, weights, grads, -1)
+    torch._foreach_mul_(distances, distances)
+    spreads = torch._foreach_mul(weights, squares)
+    torch._foreach_addcmul_(spreads, averages, averages, -1)
     torch._foreach_clamp_min_(spreads, 0)
-    torch._foreach_sub_(means, grads)
-    torch._foreach_mul_(means, means)  # D
-    sums = torch._foreach_add(means, spreads)
-    torch._foreach_sub_(means, spreads)
-    torch._foreach_mul_(means, weights)
-    torch._foreach_add_(means, sums)
-    torch._foreach_add_(means, tiny)  # 0 / 0 becomes 0, and so B_lo
-    torch._foreach_div_(sums, means)
+    sums = torch._foreach_add(distances, spreads)
+    torch._foreach_sub_(distances, spreads)
+    divisors = torch._foreach_addcmul(sums, weights, distances)
+    torch._foreach_add_(divisors, torch.finfo(averages[0].dtype).tiny)  # 0 / 0 becomes 0, and so B_lo
+    torch._foreach_div_(sums, divisors)
     torch._foreach_clamp_min_(sums, low)
     torch._foreach_clamp_max_(sums, high)
     torch._foreach_neg_(sums)
@@ -173,11 +201,11 @@ def remember(
         squares: ṽ.
         weights: w.
         grads: g.
-        news: 1 - B; changed.
+        news: 1 - B.
     """
     torch._foreach_lerp_(averages, grads, news)
     torch._foreach_lerp_(squares, torch._foreach_mul(grads, grads), news)
-    torch._foreach_sub_(news, torch._foreach_mul(weights, news))  # w <- w + (1 - B)(1 - w)
+    torch._foreach_addcmul_(weights, news, weights, -1)
     torch._foreach_add_(weights, news)
 
 
@@ -202,6 +230,25 @@ def denominators(
         torch._foreach_copy_(roots, highest)
     torch._foreach_add_(roots, eps)
     return list(roots)
+
+
+def add_quotients_(
+    sums: list[Tensor], numerators: list[Tensor], divisors: list[Tensor], factors: Sequence[Any]
+) -> None:
+    """Add factor * numerator / divisor to each sum, in one pass where the factors are plain numbers.
+
+    Args:
+        sums: Changed.
+        numerators: Left alone.
+        divisors: May be changed.
+        factors: Numbers, or scalar tensors.
+    """
+    if not any(isinstance(factor, Tensor) for factor in factors):
+        torch._foreach_addcdiv_(sums, numerators, divisors, list(factors))
+        return
+    quotients = torch._foreach_div(numerators, divisors)
+    torch._foreach_mul_(quotients, list(factors))
+    torch._foreach_add_(sums, quotients)
 
 
 def wide(grads: list[Tensor], *, maximize: bool) -> list[Tensor]:
