@@ -304,6 +304,25 @@ def multiply_(tensors: Sequence[Tensor], factors: float | Tensor | Numbers) -> N
         tensor.mul_(factor)
 
 
+def add_quotients_(
+    sums: Sequence[Tensor], numerators: Sequence[Tensor], divisors: Sequence[Tensor], factors: Sequence[Any]
+) -> None:
+    """Add factor * numerator / divisor to each sum, in one pass where nothing is lost by that.
+
+    Args:
+        sums: Changed; of one device and dtype.
+        numerators: Left alone.
+        divisors: Of the dtype of the numerators.
+        factors: Numbers, or scalar tensors.
+    """
+    if sums[0].dtype not in HALVES and not any(isinstance(factor, Tensor) for factor in factors):
+        torch._foreach_addcdiv_(list(sums), list(numerators), list(divisors), list(factors))
+        return
+    quotients = torch._foreach_div(list(numerators), list(divisors))
+    multiply_(quotients, list(factors))
+    torch._foreach_add_(list(sums), quotients)
+
+
 def counted(steps: Sequence[Tensor], *, capturable: bool) -> Numbers:
     """Count a step for each parameter, and return the counts.
 

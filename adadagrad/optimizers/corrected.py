@@ -21,7 +21,16 @@ from adadagrad.core.checks import check_at_least, check_below_one, check_betas, 
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.shards import is_sharded, local_part, place_of
 from adadagrad.core.vectors import tensor_norms
-from adadagrad.optimizers.base import AbstractOptimizer, Numbers, as_number, buckets, counted, counter, multiply_
+from adadagrad.optimizers.base import (
+    AbstractOptimizer,
+    Numbers,
+    add_quotients_,
+    as_number,
+    buckets,
+    counted,
+    counter,
+    multiply_,
+)
 from adadagrad.optimizers.two_points import RandomStates, gradients_there
 
 LARGE_GAMMA = 0.1
@@ -202,11 +211,17 @@ class AbstractCorrected(AbstractOptimizer):
                     torch._foreach_addcmul_(more[0], ds, ds, 1 - betas[1])
                 if len(more) > adam:
                     torch._foreach_copy_(more[-1], gs)
-                torch._foreach_copy_(ds, ms)
+                if not adam or whole:
+                    torch._foreach_copy_(ds, ms)
             if adam:
                 roots = torch._foreach_sqrt(more[0])
                 torch._foreach_div_(roots, bias2)
                 torch._foreach_add_(roots, group["eps"])
+                if not whole:
+                    if decay != 0:
+                        multiply_(xs, 1 - lr * decay)
+                    add_quotients_(xs, ms, roots, [-lr / bias for bias in bias1])
+                    continue
                 torch._foreach_div_(ds, roots)
                 torch._foreach_div_(ds, bias1)
             elif rule == "lion":

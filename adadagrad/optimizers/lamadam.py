@@ -8,10 +8,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from adadagrad.optimizers.base import buckets, counter, multiply_
+from adadagrad.optimizers.base import add_quotients_, buckets, counter, multiply_
 from adadagrad.optimizers.maxva import (
     AbstractMaxVA,
-    add_quotients_,
     check_maxva,
     denominators,
     remember,
@@ -114,7 +113,10 @@ class LaMAdam(AbstractMaxVA):
             add_quotients_(qs, grads, roots, [(1 - a) * lr] * len(qs))
             if decay != 0 and group["decoupled"]:
                 multiply_(xs, 1 - lr * decay)
-            torch._foreach_add_(xs, torch._foreach_mul(qs, factors))
+            if all(isinstance(factor, float) and factor == factors[0] for factor in factors):  # as most are: one pass
+                torch._foreach_add_(xs, qs, alpha=factors[0])
+            else:
+                torch._foreach_add_(xs, torch._foreach_mul(qs, factors))
 
     def _factors(self, group: Mapping[str, Any], states: list[dict[str, Any]]) -> list[Any]:
         """Let l take in the learning rate, and return -eta / l for each parameter; 0 where l is 0."""

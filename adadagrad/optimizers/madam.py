@@ -12,10 +12,9 @@ from adadagrad.core.checks import check_integer
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.shards import local_part
 from adadagrad.core.vectors import tensor_norms
-from adadagrad.optimizers.base import buckets, counted, counter, multiply_
+from adadagrad.optimizers.base import add_quotients_, buckets, counted, counter, multiply_
 from adadagrad.optimizers.maxva import (
     AbstractMaxVA,
-    add_quotients_,
     check_maxva,
     denominators,
     remember,

@@ -3,7 +3,7 @@ r"""MaxVA: weights of the past that make the observed variance of each coordinat
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -230,25 +230,6 @@ def denominators(
         torch._foreach_copy_(roots, highest)
     torch._foreach_add_(roots, eps)
     return list(roots)
-
-
-def add_quotients_(
-    sums: list[Tensor], numerators: list[Tensor], divisors: list[Tensor], factors: Sequence[Any]
-) -> None:
-    """Add factor * numerator / divisor to each sum, in one pass where the factors are plain numbers.
-
-    Args:
-        sums: Changed.
-        numerators: Left alone.
-        divisors: May be changed.
-        factors: Numbers, or scalar tensors.
-    """
-    if not any(isinstance(factor, Tensor) for factor in factors):
-        torch._foreach_addcdiv_(sums, numerators, divisors, list(factors))
-        return
-    quotients = torch._foreach_div(numerators, divisors)
-    torch._foreach_mul_(quotients, list(factors))
-    torch._foreach_add_(sums, quotients)
 
 
 def wide(grads: list[Tensor], *, maximize: bool) -> list[Tensor]:
