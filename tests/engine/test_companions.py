@@ -187,3 +187,30 @@ def test_each_rank_saves_its_own_past_gradient_which_another_number_of_ranks_for
     assert all(bool(optimizer.state[p]["velocity"].any()) for p in model.parameters())
     train(engine)
     assert engine.samples_seen == 700
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_an_error_in_a_step_leaves_the_true_parameters_to_whoever_handles_it(by_hand: bool) -> None:
+    model = make_model()
+    engine = engine_for(model, past_local(model))
+    train(engine, steps=3)
+    before, seen = weights(model), []
+
+    def fails(batch: Any) -> Tensor:
+        seen.append(weights(model))
+        raise RuntimeError("no more")
+
+    def go_on() -> None:
+        for step in engine:
+            if by_hand:
+                for batch in step:
+                    step.backward(fails(batch))
+            step.run(fails)
+
+    try:
+        go_on()
+    except RuntimeError:
+        assert torch.equal(weights(model), before)
+    assert not torch.equal(seen[0], before)
+    train(engine)
+    assert engine.samples_seen == 700
