@@ -38,7 +38,9 @@ MORE = {
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports, which are drawn for seconds, are looked at in other tests."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train_module, "write_report", lambda runs, path: path)
 
 
 def of(name: str) -> list[str]:
@@ -106,6 +108,7 @@ def test_nonsense_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None
 def of_rank(rank: int, folder: str) -> list[int]:
     os.chdir(folder)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    train_module.write_report = lambda runs, path: path  # type: ignore[assignment]
     return [main(["train", *CONSTANT, *of(name), "--out", f"{name}-2"]) for name in sorted(OPTIMIZERS)]
 
 
