@@ -280,7 +280,7 @@ class AdaptiveBatch:
             step: The engine's step. Nothing is left to undo where it is finished.
         """
         if not step.finished:
-            step.undone = True
+            step.undo()
             self.measuring.undo()
             self._gradients.clear()
             self._assembler.seek(self.samples_drawn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,7 @@ class Step:
         self.together = False
         """Whether this rank is at the micro-batch in which the ranks synchronise, where others may wait for it."""
         self._state = "new"
+        self._loop: weakref.ref[Generator[Any, None, None]] | None = None  # which ends itself where nobody holds it
 
     @property
     def samples_seen(self) -> int:
@@ -75,17 +77,31 @@ class Step:
         return self.split.measured > 0
 
     def __iter__(self) -> Generator[Any, None, None]:
-        """Yield the micro-batches; each must go through `backward` before the next one.
+        """Return the micro-batches; each must go through `backward` before the next one.
 
-        Yields:
-            A batch as the data set's collation makes it, on the model's device.
+        Returns:
+            An iterator over batches as the data set's collation makes them, on the model's device. Where one had no
+            backward, it raises a `StepError`.
 
         Raises:
-            StepError: The step was iterated before or is undone, or a micro-batch had no backward.
+            StepError: The step was iterated before or is undone.
         """
         self._refuse_undone()
-        if self._state != "new":
+        if self._state != "new" or self._loop is not None:
             raise StepError("a step can be iterated once: use step.run(...) or one loop over the step, not both")
+        loop = self._contexts()
+        self._loop = weakref.ref(loop)
+        return loop
+
+    def undo(self) -> None:
+        """Give the step up: leave every context that its loop is in, also where somebody holds on to the loop."""
+        self.undone, self.again = True, None
+        loop = None if self._loop is None else self._loop()
+        if loop is not None:
+            loop.close()
+
+    def _contexts(self) -> Generator[Any, None, None]:
+        """Yield the micro-batches, with the parameters where the optimizer wants its gradient."""
         self._state = "running"
         with displaced(self.engine.optimizer):
             yield from self._micro_batches()
@@ -152,7 +168,7 @@ class Step:
                 much, or other ranks may wait for this one.
         """
         self._refuse_undone()
-        if self._state != "new":
+        if self._state != "new" or self._loop is not None:
             raise StepError("a step can be iterated once: use step.run(...) or one loop over the step, not both")
         run(self, loss_function)
 

@@ -120,6 +120,45 @@ def test_a_step_whose_loop_was_left_cannot_be_run_or_updated(ran):
     assert train(engine)[-1].samples_seen == 700
 
 
+def test_a_loop_over_micro_batches_that_is_held_on_to_is_left_with_its_step(tmp_path):
+    """A progress bar or a traceback may hold it: what is saved and evaluated afterwards are the true parameters."""
+    model = make_model()
+    optimizer = ada.ExtrapolatedSGD(model.parameters(), lr=0.05, extrapolation=2.0)
+    engine = make_engine(model, optimizer, measure=EVERY, micro_batch_size=2)
+    train(engine, steps=3)
+    before = weights(model)
+    for step in engine:
+        held = iter(step)
+        next(held)
+        assert not torch.equal(weights(model), before)
+        assert patched(model)
+        with pytest.raises(StepError, match="a step can be iterated once"):
+            iter(step)
+        break
+    assert torch.equal(weights(model), before)
+    assert not patched(model)
+    engine.save(tmp_path / "run.pt")
+    engine.load(tmp_path / "run.pt")
+    assert torch.equal(weights(model), before)
+    with pytest.raises(StopIteration):
+        next(held)
+    assert train(engine)[-1].samples_seen == 700
+
+
+def test_a_loop_over_micro_batches_that_nobody_holds_ends_itself():
+    model = make_model()
+    optimizer = ada.ExtrapolatedSGD(model.parameters(), lr=0.05, extrapolation=2.0)
+    engine = make_engine(model, optimizer, measure=EVERY, micro_batch_size=2)
+    train(engine, steps=3)
+    before = weights(model)
+    for step in engine:
+        for _ in step:
+            break
+        assert torch.equal(weights(model), before)
+        assert not patched(model)
+        break
+
+
 def test_a_second_loop_waits_for_the_step_of_the_first():
     engine = make_engine(make_model())
     first = iter(engine)
