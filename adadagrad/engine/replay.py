@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from adadagrad.batching.trees import leaf_name, map_leaves
 from adadagrad.core.errors import InvalidArgument, NonFiniteGradient, StepError
 from adadagrad.core.optimizing import Extrapolating
 from adadagrad.engine.mean_loss import MeanLoss, check_loss
@@ -27,6 +28,41 @@ class ReplayNotFinite(NonFiniteGradient):
     """The batch of a step has a gradient that is not finite at the parameters where it was evaluated again."""
 
 
+class KeptBatch:
+    """A micro-batch that is to be evaluated again, which nobody may have changed until then.
+
+    Taking an entry out of it is no change: every evaluation has lists and mappings of its own. Its tensors are not
+    copied; writing to one is noticed by its version counter, unless it went through `.data` or NumPy.
+
+    Args:
+        batch: The micro-batch, before its loss is computed for the first time.
+    """
+
+    def __init__(self, batch: Any) -> None:
+        self._versions: list[tuple[str, Tensor, int]] = []
+        self._batch = map_leaves(self._note, (batch,))
+
+    def again(self) -> Any:
+        """Return the micro-batch as it was.
+
+        Raises:
+            StepError: A tensor of it has been written to.
+        """
+        for name, tensor, version in self._versions:
+            if tensor._version != version:
+                raise StepError(
+                    f"{name} was changed in place when its loss was computed, so that it cannot be evaluated again as "
+                    "it was: let the loss function compute a new tensor"
+                )
+        return map_leaves(lambda _, leaves: leaves[0], (self._batch,))
+
+    def _note(self, path: tuple[str, ...], leaves: Sequence[Any]) -> Any:
+        leaf = leaves[0]
+        if isinstance(leaf, Tensor) and not leaf.is_inference():
+            self._versions.append((leaf_name(path), leaf, leaf._version))
+        return leaf
+
+
 class Replay:
     """The closure of a step: its loss and gradient at whatever the parameters are, with the same random numbers.
 
@@ -42,7 +78,7 @@ class Replay:
         start: What random states and buffers were when it began.
     """
 
-    def __init__(self, step: Step, loss_function: LossFunction, batches: Sequence[Any], start: Snapshot) -> None:
+    def __init__(self, step: Step, loss_function: LossFunction, batches: Sequence[KeptBatch], start: Snapshot) -> None:
         self._step, self._loss_function, self._batches, self._start = step, loss_function, batches, start
         self._fresh = True
 
@@ -53,7 +89,7 @@ class Replay:
             The mean loss over the step's examples.
 
         Raises:
-            StepError: A buffer has changed in the step of which there is no copy.
+            StepError: A buffer has changed in the step of which there is no copy, or a micro-batch has been changed.
             ReplayNotFinite: Loss or gradient is not finite.
         """
         if self._fresh:
@@ -82,7 +118,7 @@ class Replay:
         last = len(self._batches) - 1
         for index, batch in enumerate(self._batches):
             with parallel.micro_batch(last=index == last, measured=False):
-                loss, weight = loss_and_weight(self._loss_function(batch))
+                loss, weight = loss_and_weight(self._loss_function(batch.again()))
                 check_loss(loss)
                 mean.add(loss, step.split.sizes[index], weight).backward()  # type: ignore[no-untyped-call]
         engine._gradients.scale(step.correction)

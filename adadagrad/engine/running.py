@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from adadagrad.core.errors import OutOfMemory
-from adadagrad.engine.replay import LossFunction, Replay, loss_and_weight
+from adadagrad.engine.replay import KeptBatch, LossFunction, Replay, loss_and_weight
 from adadagrad.engine.retry import Snapshot, advice, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def run(step: Step, loss_function: LossFunction) -> None:
     """
     engine = step.engine
     snapshot = Snapshot(engine.changing, engine.device)
-    kept: list[Any] | None = [] if engine.replay else None
+    kept: list[KeptBatch] | None = [] if engine.replay else None
     while _runs_out_of_memory(step, loss_function, kept):
         if not snapshot.complete:
             raise OutOfMemory(
@@ -71,7 +71,7 @@ def _largest(step: Step) -> int:
     return min(step.engine.micro_batch_size, -(-step.global_batch_size // parts))
 
 
-def _runs_out_of_memory(step: Step, loss_function: LossFunction, kept: list[Any] | None) -> bool:
+def _runs_out_of_memory(step: Step, loss_function: LossFunction, kept: list[KeptBatch] | None) -> bool:
     """Run all micro-batches; return whether the step must be repeated in smaller ones, on all ranks.
 
     Returning from here lets go of the failed micro-batch: the frames of the error hold its activations.
@@ -93,7 +93,7 @@ def _runs_out_of_memory(step: Step, loss_function: LossFunction, kept: list[Any]
     try:
         for batch in batches:
             if kept is not None:
-                kept.append(batch)
+                kept.append(KeptBatch(batch))
             _run_one(step, loss_function(batch))
     except _OnAnotherRank:
         return True

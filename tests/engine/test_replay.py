@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -223,6 +225,58 @@ def test_what_cannot_be_replayed_is_refused() -> None:
         step.backward(mean_loss(model)(batch))
     with pytest.raises(StepError, match=r"use step.run\(loss_function\), not a loop over the step"):
         step.update()
+
+
+def test_a_batch_that_was_changed_in_place_is_not_evaluated_again() -> None:
+    """Its second gradient would be that of other numbers."""
+    model = make_model()
+    engine = make_engine(model, Twice(model.parameters()), policy=ada.ConstantBatch(20), replay=True)
+    with pytest.raises(StepError, match=r"batch\[0\] was changed in place .*let the loss function compute a new"):
+        train(engine, lambda batch: F.cross_entropy(model(batch[0].mul_(2)), batch[1]))
+    assert engine.steps == 0
+
+
+def test_a_loss_function_may_take_entries_out_of_its_batch() -> None:
+    """As Hugging Face's losses do with labels."""
+    model = make_model()
+    optimizer = Twice(model.parameters())
+    engine = make_engine(model, optimizer, policy=ada.ConstantBatch(20), replay=True, total_samples=100)
+
+    def loss(batch: Any) -> Tensor:
+        batch.pop()
+        batch.pop()
+        return F.cross_entropy(model(batch.pop(0)), batch.pop())
+
+    train(engine, loss)
+    assert len(optimizer.seen) == 5
+    assert all(torch.equal(first, second) for first, second, _, _ in optimizer.seen)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_of_a_step_is_held_after_it(fails: bool) -> None:
+    model = make_model()
+    optimizer = Twice(model.parameters())
+    engine = make_engine(model, optimizer, policy=ada.ConstantBatch(20), replay=True)
+    batches: list[weakref.ref[Tensor]] = []
+
+    def loss(batch: Any) -> Tensor:
+        batches.append(weakref.ref(batch[0]))
+        if fails and len(batches) == 3:  # the first of the second evaluation
+            raise RuntimeError("no more")
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    gc.collect()
+    gc.disable()
+    try:
+        if fails:
+            with pytest.raises(RuntimeError, match="no more"):
+                train(engine, loss)
+        else:
+            train(engine, loss, steps=2)
+        assert len(batches) >= 3
+        assert all(batch() is None for batch in batches)
+    finally:
+        gc.enable()
 
 
 def of_rank(rank: int) -> Any:
