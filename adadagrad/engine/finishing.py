@@ -13,7 +13,7 @@ from adadagrad.core.optimizing import Reevaluating
 from adadagrad.core.records import Decision, GradientStatistics, Observation
 from adadagrad.engine.agreement import agree
 from adadagrad.engine.deciding import Answer, decide
-from adadagrad.engine.local_step import apply, meet, own_part
+from adadagrad.engine.local_step import Late, apply, meet, meet_late, own_part, what_is_not_finite
 from adadagrad.engine.log_records import rate_fields, step_record, times
 from adadagrad.engine.replay import ReplayNotFinite, apply_update
 from adadagrad.engine.saving import save_if_due
@@ -112,6 +112,7 @@ def _finish_local_step(engine: AdaptiveBatch, step: Step) -> Decision:
             combined, reason = engine.measuring.combine(statistics)
             seen = Seen(own=statistics, combined=combined)
     shown = apply(engine, step, own)
+    late = Late() if met is None else meet_late(engine)
     if shown is not None:
         combined, reason = engine.measuring.combine(shown)
         seen = Seen(own=shown, combined=combined)
@@ -119,10 +120,12 @@ def _finish_local_step(engine: AdaptiveBatch, step: Step) -> Decision:
     engine.samples_seen += step.global_batch_size
     engine.learning_rate.advance()
     if met is not None:
-        engine.samples_seen -= met.examples
-        engine.learning_rate.take_back(met.examples)
-        engine.skipped += met.updates
+        engine.samples_seen -= met.examples + late.examples
+        engine.learning_rate.take_back(met.examples + late.examples)
+        engine.skipped += met.updates + late.updates
     decision = _decide(engine, step, step.loss if met is None else met.loss, seen, reason)
+    if late.ends:
+        raise NonFiniteGradient(what_is_not_finite(late.updates, f"the end of step {engine.steps}"))
     if engine.steps == 1:
         engine.measuring.check_second_moments()
     return decision

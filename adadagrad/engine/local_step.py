@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adadagrad.core.errors import NonFiniteGradient, RanksDisagree, StepError
+from adadagrad.core.optimizing import Reevaluating
 from adadagrad.core.records import GradientStatistics
 from adadagrad.engine.agreement import checksum
 from adadagrad.engine.failure import Failure
-from adadagrad.engine.replay import apply_update
+from adadagrad.engine.replay import ReplayNotFinite, apply_update
 
 if TYPE_CHECKING:
     from adadagrad.engine.adaptive_batch import AdaptiveBatch
@@ -67,6 +68,21 @@ class Meeting:
 
 
 @dataclass(frozen=True, slots=True)
+class Late:
+    """What all ranks know of updates that were left out after `meet`, which comes before them.
+
+    Args:
+        examples: Theirs.
+        updates: How many, over all ranks.
+        ends: Whether the run cannot go on.
+    """
+
+    examples: int = 0
+    updates: int = 0
+    ends: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Own:
     """This rank's part of a local step.
 
@@ -100,7 +116,8 @@ def own_part(engine: AdaptiveBatch, step: Step) -> Own:
     examples = sum(step.split.sizes)
     finite = math.isfinite(step.loss) and math.isfinite(engine._gradients.norm())
     weight = step.mean.totals[1] if step.mean.weighted else float(examples)
-    engine.left_out.note(examples, finite=finite)
+    if not (finite and engine.replay):  # else `apply` knows
+        engine.left_out.note(examples, finite=finite)
     return Own(examples, weight if finite else 0.0, finite)
 
 
@@ -147,7 +164,7 @@ def meet(engine: AdaptiveBatch, step: Step, own: Own) -> Meeting:
     if weighted and plain:
         raise StepError("either every micro-batch of a step has a weight or none has, on all ranks")
     if updates and (engine.on_nonfinite == "stop" or stuck == ranks.count):
-        raise NonFiniteGradient(_what_is_not_finite(updates, f"step {step.number}"))
+        raise NonFiniteGradient(what_is_not_finite(updates, f"step {step.number}"))
     return Meeting(
         loss / weight if weight else math.nan,
         squares / weight**2 if weighted and weight else None,
@@ -176,10 +193,16 @@ def settle(engine: AdaptiveBatch) -> None:
         engine.skipped += int(updates)
     engine.parallel.finish()
     if updates and engine.on_nonfinite == "stop":
-        raise NonFiniteGradient(_what_is_not_finite(updates, f"the end, after step {engine.steps},"))
+        raise NonFiniteGradient(what_is_not_finite(updates, f"the end, after step {engine.steps},"))
 
 
-def _what_is_not_finite(updates: float, where: str) -> str:
+def what_is_not_finite(updates: float, where: str) -> str:
+    """Return the message of updates that were left out, and end a run.
+
+    Args:
+        updates: How many.
+        where: Before which point of the run.
+    """
     return (
         f"{updates:.0f} local updates before {where} had a loss or gradient that is not finite: look for NaN or "
         'infinite numbers in the data, lower the learning rate, or pass on_nonfinite="skip" to leave them out, which '
@@ -190,6 +213,8 @@ def _what_is_not_finite(updates: float, where: str) -> str:
 def apply(engine: AdaptiveBatch, step: Step, own: Own) -> GradientStatistics | None:
     """Make this rank's update, unless it is left out, and average the models if the ranks meet.
 
+    An update is left out, too, where the optimizer evaluates its batch again and finds a gradient that is not finite.
+
     Args:
         engine: The engine; its gradient is corrected and measured.
         step: The step.
@@ -197,9 +222,38 @@ def apply(engine: AdaptiveBatch, step: Step, own: Own) -> GradientStatistics | N
 
     Returns:
         What the drifts of a round say of the noise, where they are read.
+
+    Raises:
+        ReplayNotFinite: The same, of an optimizer that may have moved the parameters meanwhile.
     """
-    if own.weight:
+    applied = bool(own.weight)
+    if applied:
         if engine.max_grad_norm is not None:
             engine._gradients.clip(engine._gradients.norm(), engine.max_grad_norm)
-        apply_update(engine, step)
-    return engine.parallel.after_update(own.examples if own.weight else 0, own.weight)
+        try:
+            apply_update(engine, step)
+        except ReplayNotFinite:
+            if not isinstance(engine.optimizer, Reevaluating):
+                raise
+            applied = False
+        if engine.replay:
+            engine.left_out.note(own.examples, finite=applied)
+    return engine.parallel.after_update(own.examples if applied else 0, own.weight if applied else 0.0)
+
+
+def meet_late(engine: AdaptiveBatch) -> Late:
+    """Hear of updates that were left out since `meet`; one more message of 24 bytes, where the engine replays.
+
+    Args:
+        engine: The engine, after the last update of a round.
+
+    Returns:
+        What holds for all.
+    """
+    if not engine.replay:
+        return Late()
+    ranks, left = engine.parallel.ranks, engine.left_out
+    examples, updates, stuck = ranks.sum(left.examples, left.updates, left.in_a_row >= MAX_LEFT_OUT)
+    left.examples = left.updates = 0
+    ends = updates > 0 and (engine.on_nonfinite == "stop" or stuck == ranks.count)
+    return Late(int(examples), int(updates), ends)
