@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from adadagrad.optimizers.madam import MAdam
     from adadagrad.optimizers.mars import MARS
     from adadagrad.optimizers.mars_m import MARSM
+    from adadagrad.optimizers.over_the_air import OverTheAirAdaGrad, OverTheAirAdam
     from adadagrad.optimizers.sift import SIFT
     from adadagrad.policies import (
         CABS,
@@ -106,6 +107,8 @@ __all__ = [
     "MicroBatch",
     "NormTest",
     "Observation",
+    "OverTheAirAdaGrad",
+    "OverTheAirAdam",
     "PerExample",
     "Probe",
     "RecordedBatch",
@@ -134,6 +137,7 @@ _HOMES = {
     "optimizers.madam": ("MAdam",),
     "optimizers.mars": ("MARS",),
     "optimizers.mars_m": ("MARSM",),
+    "optimizers.over_the_air": ("OverTheAirAdaGrad", "OverTheAirAdam"),
     "optimizers.sift": ("SIFT",),
     "policies": (
         "CABS",

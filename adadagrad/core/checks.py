@@ -105,6 +105,23 @@ def check_below_one(**values: float) -> None:
             raise InvalidArgument(f"{name} must be >= 0 and below 1, got {value!r}{_remedy(value, 'float')}")
 
 
+def check_tail_index(**values: float) -> None:
+    """Require every value to be above 1 and at most 2: the stable noises that have a mean.
+
+    Args:
+        **values: The arguments by name.
+
+    Raises:
+        InvalidArgument: A value lies outside, is NaN or not a number.
+    """
+    for name, value in values.items():
+        if not _is_number(value) or not 1 < value <= 2:
+            raise InvalidArgument(
+                f"{name} must be above 1 and at most 2, got {value!r}: 2 is noise with a variance, 1.5 a heavy tail, "
+                f"and at 1 the noise has no mean{_remedy(value, 'float')}"
+            )
+
+
 def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
     """Require a word to be one of a fixed set; the error suggests the nearest.
 

@@ -8,6 +8,7 @@ from adadagrad.optimizers.lamadam import LaMAdam
 from adadagrad.optimizers.madam import MAdam
 from adadagrad.optimizers.mars import MARS
 from adadagrad.optimizers.mars_m import MARSM
+from adadagrad.optimizers.over_the_air import OverTheAirAdaGrad, OverTheAirAdam
 from adadagrad.optimizers.sift import SIFT
 
 __all__ = [
@@ -20,4 +21,6 @@ __all__ = [
     "ExtrapolatedSGD",
     "LaMAdam",
     "MAdam",
+    "OverTheAirAdaGrad",
+    "OverTheAirAdam",
 ]

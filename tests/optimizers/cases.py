@@ -12,6 +12,7 @@ from adadagrad.core.optimizing import Extrapolating, Reevaluating
 from adadagrad.optimizers import MARS, MARSM, SIFT, AdaGradNorm, AdaRankGrad, LaMAdam, MAdam
 from adadagrad.optimizers.extrapolated_adam import ExtrapolatedAdam
 from adadagrad.optimizers.extrapolated_sgd import ExtrapolatedSGD
+from adadagrad.optimizers.over_the_air import OverTheAirAdaGrad, OverTheAirAdam
 
 Make = Callable[..., torch.optim.Optimizer]
 
@@ -154,6 +155,27 @@ CASES = [
         lr=0.1,
         options={"direction": "grad", "extrapolation": 0.02},
         shards=False,
+    ),
+    Case(
+        "OverTheAirAdaGrad",
+        OverTheAirAdaGrad,
+        lr=1.0,
+        rosenbrock=(0.3, 2000),
+        digits=0.1,
+        changes={
+            **{"lr": 0.03, "alpha": 1.2, "beta1": 0.5, "eps": 0.1, "weight_decay": 0.3},
+            "maximize": True,
+        },
+        scaleless={"eps": 0.0},
+    ),
+    Case(
+        "OverTheAirAdam",
+        OverTheAirAdam,
+        lr=0.1,
+        rosenbrock=(0.005, 2000),
+        digits=0.01,
+        changes={**ADAM_LIKE, "alpha": 1.2, "betas": (0.5, 0.6)},
+        scaleless={"eps": 0.0},
     ),
 ]
 
