@@ -1,1 +1,1 @@
-"""Complete procedures that rest on the library: each answers a question about a model or trains one in its own way."""
+"""Where the statistics of gradients and losses choose something else than a batch size."""

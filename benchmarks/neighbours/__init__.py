@@ -1,1 +1,1 @@
-"""The smallest honest experiments on the methods beside training: one model, a few minutes, baselines at equal cost."""
+"""What the neighbouring methods reach: federated rounds over the air, universal perturbations, dynamic scale training."""
