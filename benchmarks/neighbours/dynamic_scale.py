@@ -45,6 +45,7 @@ FEEDBACK: dict[str, dict[str, float]] = {
 }
 """Policies with feedback: threshold, and the weight of the past in the share."""
 HEADS = ["policy", "AP small", "AP large", "stitched", "steps with r < 0.1", "images read"]
+TRAIN_SCENES, TEST_SCENES = 1000, 400
 TRAIN_DIGITS = 1400
 """Digits of which training scenes are made; the other 397 make the test's."""
 
@@ -63,8 +64,8 @@ def run(*, policy: str, tau: float, ema: float, p: float, seed: int, steps: int)
     begin = time.perf_counter()
     data = load_digits()
     digits, labels = torch.tensor(data.images).float() / 16, torch.tensor(data.target)
-    train = DigitScenes(digits[:TRAIN_DIGITS], labels[:TRAIN_DIGITS], 1000, 0.1, seed=1000 + seed)
-    test = DigitScenes(digits[TRAIN_DIGITS:], labels[TRAIN_DIGITS:], 400, 0.5, seed=2000 + seed)
+    train = DigitScenes(digits[:TRAIN_DIGITS], labels[:TRAIN_DIGITS], TRAIN_SCENES, 0.1, seed=1000 + seed)
+    test = DigitScenes(digits[TRAIN_DIGITS:], labels[TRAIN_DIGITS:], TEST_SCENES, 0.5, seed=2000 + seed)
     torch.manual_seed(seed)
     detector = GridDetector()
     choices: dict[str, AbstractScalePolicy] = {
