@@ -115,7 +115,7 @@ class LossShareFeedback:
         loss, area = losses.detach().double(), areas.detach().to(losses.device).double()
         wrong = (loss < 0) | ~(area >= 0)
         sums = torch.stack([loss[area < self.area_threshold].sum(), loss.sum(), wrong.sum().double()])
-        return self._take(sums, losses.device)
+        return self._take(sums.tolist())
 
     def update_from_targets(self, targets: Sequence[Target], by: Literal["count", "area"] = "count") -> float | None:
         """Take the targets of a step instead of its losses: feedback for models that give only a scalar loss.
@@ -171,9 +171,10 @@ class LossShareFeedback:
         self.updates, self.empty_updates = state["updates"], state["empty_updates"]
         self.empty = False
 
-    def _take(self, sums: Tensor, device: torch.device) -> float | None:
+    def _take(self, sums: list[float]) -> float | None:
+        device = torch.accelerator.current_accelerator()  # where nccl's messages lie, wherever the losses are
         reduce = all_ranks(device).sum if self._reduce is None else self._reduce
-        small, total, wrong = reduce(*sums.tolist())
+        small, total, wrong = reduce(*sums)
         if wrong > 0:
             raise InvalidArgument(f"losses and areas must be >= 0, got {wrong:.0f} that are negative or NaN areas")
         self.updates += 1
