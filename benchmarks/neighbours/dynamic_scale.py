@@ -1,6 +1,6 @@
 """Dynamic scale training on scenes of digits, beside random stitching at the same share, never, and always.
 
-    python -m benchmarks.neighbours.dynamic_scale [--seeds 5] [--jobs 1]
+    python -m benchmarks.neighbours.dynamic_scale [--seeds 5] [--jobs 1] [--feedback "threshold 0.1"]
 
 1,000 scenes of 64 x 64 pixels to train on, of which 100 hold small digits (8 to 14 pixels), the others large ones (22
 to 32); 400 scenes of other digits to test on, half and half. The detector has 102,341 parameters and is trained for 500
@@ -89,13 +89,16 @@ def run(*, policy: str, tau: float, ema: float, p: float, seed: int, steps: int)
     }
 
 
-def study(seeds: int, steps: int, jobs: int) -> tuple[list[list[str]], list[list[str]], dict[str, Any]]:
+def study(
+    seeds: int, steps: int, jobs: int, names: list[str]
+) -> tuple[list[list[str]], list[list[str]], dict[str, Any]]:
     """Run all policies.
 
     Args:
         seeds: How many.
         steps: Of training.
         jobs: Processes.
+        names: Keys of `FEEDBACK`.
 
     Returns:
         The rows of the table of policies, those of the table of differences, and all results by policy.
@@ -104,18 +107,18 @@ def study(seeds: int, steps: int, jobs: int) -> tuple[list[list[str]], list[list
     arms: dict[str, list[dict[str, Any]]] = {}
     for policy in ("never", "always"):
         arms[policy] = [{**plain, "policy": policy, "seed": seed} for seed in range(seeds)]
-    for name, options in FEEDBACK.items():
-        arms[name] = [{**plain, **options, "policy": "threshold", "seed": seed} for seed in range(seeds)]
+    for name in names:
+        arms[name] = [{**plain, **FEEDBACK[name], "policy": "threshold", "seed": seed} for seed in range(seeds)]
     found = {name: results("dynamic_scale", run, wanted, jobs) for name, wanted in arms.items()}
-    for name in FEEDBACK:
+    for name in names:
         wanted = [{**plain, "policy": "random", "p": one["stitched"], "seed": one["seed"]} for one in found[name]]
         found[f"random, share of {name}"] = results("dynamic_scale", run, wanted, jobs)
     order = ["never"]
-    for name in FEEDBACK:
+    for name in names:
         order += [name, f"random, share of {name}"]
     order.append("always")
     rows = [_row(name, found[name]) for name in order]
-    differences = [_difference(name, found[name], found[f"random, share of {name}"]) for name in FEEDBACK]
+    differences = [_difference(name, found[name], found[f"random, share of {name}"]) for name in names]
     return rows, differences, {name: found[name] for name in order}
 
 
@@ -142,9 +145,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--feedback", nargs="+", default=list(FEEDBACK), choices=list(FEEDBACK))
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    rows, differences, found = study(chosen.seeds, chosen.steps, chosen.jobs)
+    rows, differences, found = study(chosen.seeds, chosen.steps, chosen.jobs, chosen.feedback)
     write_json("neighbours/dynamic_scale", {"runs": found})
     print(table(HEADS, rows))
     print()

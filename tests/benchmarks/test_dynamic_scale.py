@@ -13,7 +13,7 @@ def test_the_study_runs_to_its_tables(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dynamic_scale, "TRAIN_SCENES", 40)
     monkeypatch.setattr(dynamic_scale, "TEST_SCENES", 10)
-    rows, differences, found = dynamic_scale.study(seeds=2, steps=4, jobs=1)
+    rows, differences, found = dynamic_scale.study(seeds=2, steps=4, jobs=1, names=list(dynamic_scale.FEEDBACK))
     assert [row[0] for row in rows] == list(found)
     assert [row[0] for row in rows][:3] == ["never", "threshold 0.1", "random, share of threshold 0.1"]
     assert len(rows) == 10
