@@ -10,7 +10,10 @@ RIVALS := .venv-rivals
 help:            ## what can be made here
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
 
-$(STAMP): pyproject.toml constraints.txt
+# pip before 25.3 takes what it builds with from the first of these, later ones from the second
+$(STAMP): export PIP_CONSTRAINT := build-constraints.txt
+$(STAMP): export PIP_BUILD_CONSTRAINT := build-constraints.txt
+$(STAMP): pyproject.toml constraints.txt build-constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there: install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "adadagrad needs Python >= 3.11, got %s; set PYTHON=/path/to/python3.11" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)

@@ -1,1 +1,1 @@
-"""What the neighbouring methods reach: federated rounds over the air, universal perturbations, dynamic scale training."""
+"""What the neighbours reach: federated rounds over the air, universal perturbations, dynamic scale training."""
