@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 
-from adadagrad.core.errors import MissingExtra
 from adadagrad.report.answers import answers
 from adadagrad.report.plots import plots
 from adadagrad.report.run import Run
 from adadagrad.report.style import DARK, LIGHT
 from adadagrad.report.table import comparison_table
+from adadagrad.report.template import render
 
 
 def report_html(runs: Sequence[Run], title: str | None = None) -> str:
@@ -28,13 +27,8 @@ def report_html(runs: Sequence[Run], title: str | None = None) -> str:
     Raises:
         MissingExtra: jinja2 or matplotlib is not installed.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingExtra("jinja2", "report") from error
-    source = resources.files("adadagrad.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return environment.from_string(source).render(
+    return render(
+        "page.html.j2",
         title=title or _title(runs),
         facts=_facts(runs),
         answers=[(run.name, found) for run in runs if (found := answers(run)) is not None],
