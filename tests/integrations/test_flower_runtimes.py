@@ -152,8 +152,9 @@ def test_ten_client_processes_end_with_the_weights_of_one_process_also_where_som
     record = end["records"][-1]
     assert (record["round_number"], record["asked"]) == (FAILING, ASKED)
     assert {KILLED, NODE_KILLED, RAISING} <= set(record["left_out"])
-    for client in (KILLED, NODE_KILLED):  # whichever notices first: our time limit, or Flower one of three ways
-        assert record["left_out"][client].startswith(("no reply within ", "error: "))
+    # On a machine so slow that the round lasts a minute, Flower notices first, and says so.
+    assert record["left_out"][KILLED].startswith(("no reply within ", "error: ClientApp stopped responding"))
+    assert record["left_out"][NODE_KILLED].startswith(("no reply within ", "error: Error: Node Unavailable"))
     assert "this client has lost its disk" in record["left_out"][RAISING]
     assert record["answered"]
     assert set(record["answered"]) == set(ASKED) - set(record["left_out"])
