@@ -9,6 +9,10 @@ for scenes, weights and order. Each feedback policy is followed by a random one 
 stitched batches that the feedback policy came to with the same seed; differences are paired over seeds. AP is at IoU
 0.5, in percent. Nothing was tuned for any arm; the noise of the scenes was chosen on another seed so that plain
 training has room to gain.
+
+The thresholds without memory nearly alternate: a stitched batch of these scenes has r near 1, so no two follow each
+other. With seed 0, tau = 0.3 leaves strict alternation at one of 500 steps, tau = 0.1 at 13. They differ from the
+random policy in their even spacing more than in what they know of the loss.
 """
 
 from __future__ import annotations
