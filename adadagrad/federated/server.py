@@ -82,7 +82,7 @@ class Server:
         self.channel = channel or Channel(scale=0.0, fading="none")
         self.tail = ResidualTail() if follow_tail else None
         self._params = {name: param for name, param in model.named_parameters() if param.requires_grad}
-        known = {id(param) for param in self._params.values()}
+        known = {id(param) for param in model.parameters()}  # frozen ones may be in the optimizer, and stay
         if any(id(param) not in known for group in optimizer.param_groups for param in group["params"]):
             raise InvalidArgument("optimizer trains parameters that are not the model's: make it of model.parameters()")
         if follow_tail and not isinstance(optimizer, OverTheAirAdaGrad | OverTheAirAdam):
@@ -91,7 +91,11 @@ class Server:
             )
 
     def finish_round(
-        self, round_number: int, messages: Mapping[int, Message], asked: Sequence[int] | None = None
+        self,
+        round_number: int,
+        messages: Mapping[int, Message],
+        asked: Sequence[int] | None = None,
+        reasons: Mapping[int, str] | None = None,
     ) -> RoundRecord:
         """Add up what has arrived and take one step.
 
@@ -99,20 +103,24 @@ class Server:
             round_number: >= 0; the channel's draws depend on it.
             messages: By the client's number, in any order.
             asked: Who was to send; None for those who did.
+            reasons: Why some of them sent nothing, where it is known.
 
         Returns:
             What happened.
         """
         check_integer(0, round_number=round_number)
         expected = tuple(sorted({*messages, *(asked or ())}))
-        left_out = {client: "no message" for client in expected if client not in messages}
+        known = reasons or {}
+        left_out = {client: known.get(client, "no message") for client in expected if client not in messages}
         usable: dict[int, Message] = {}
         for client in sorted(messages):
-            fault = self._fault(messages[client])
+            fault = self._misfit(messages[client])
             if fault is None:
-                usable[client] = {
-                    name: messages[client][name].to(p.device, p.dtype) for name, p in self._params.items()
-                }
+                moved = {name: messages[client][name].to(p.device, p.dtype) for name, p in self._params.items()}
+                infinite = [name for name, tensor in moved.items() if not bool(tensor.isfinite().all())]
+                fault = f"{infinite[0]} is not finite" if infinite else None
+            if fault is None:
+                usable[client] = moved
             else:
                 left_out[client] = fault
         for client, reason in sorted(left_out.items()):
@@ -151,16 +159,14 @@ class Server:
         if self.tail is not None and state_dict["tail"] is not None:
             self.tail.load_state_dict(state_dict["tail"])
 
-    def _fault(self, message: Message) -> str | None:
-        """Say what is wrong with a message, in a few words; None if nothing is."""
+    def _misfit(self, message: Message) -> str | None:
+        """Say in a few words where a message has other names or shapes than the model; None if nowhere."""
         if set(message) != set(self._params):
             wrong = sorted(set(message) ^ set(self._params))
             return f"names differ from the model's at {wrong[0]}"
         for name, param in self._params.items():
             if message[name].shape != param.shape:
                 return f"{name} has shape {tuple(message[name].shape)}, not {tuple(param.shape)}"
-            if not bool(message[name].isfinite().all()):
-                return f"{name} is not finite"
         return None
 
     def _follow(self, heard: Mapping[str, Tensor]) -> TailEstimate | None:

@@ -141,6 +141,26 @@ def test_a_message_that_does_not_fit_is_left_out(spoil: Any, reason: str) -> Non
     assert torch.equal(weights(server), weights(without))
 
 
+def test_a_number_too_large_for_the_model_is_not_finite() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1)
+    server = Server(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    large = {name: torch.full(p.shape, 1e300, dtype=torch.float64) for name, p in model.named_parameters()}
+    fine = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    record = server.finish_round(1, {0: large, 1: fine}, asked=[0, 1, 2, 3], reasons={3: "its battery is empty"})
+    assert record.left_out == {0: "weight is not finite", 2: "no message", 3: "its battery is empty"}
+    assert record.answered == (1,)
+
+
+def test_frozen_parameters_may_be_in_the_optimizer() -> None:
+    model = nn.Linear(2, 1)
+    model.bias.requires_grad_(False)
+    server = Server(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    before = model.bias.clone()
+    server.finish_round(1, {0: {"weight": torch.ones(1, 2)}})
+    assert torch.equal(before, model.bias)
+
+
 def test_a_round_in_which_nobody_answers_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
     server = make_server(Channel())
     simulate(server, make_clients(), mean_loss, rounds=2)

@@ -162,7 +162,7 @@ def test_ten_client_processes_end_with_the_weights_of_one_process_also_where_som
     assert any(not torch.equal(tensor, whole["weights"][name]) for name, tensor in end["weights"].items())
     log = (tmp_path / "server.log").read_text()
     for client, reason in record["left_out"].items():
-        assert f"round {FAILING}: client {client}: {reason}" in log
+        assert f"round {FAILING}: client {client} is left out: {reason}" in log
 
 
 @pytest.mark.slow

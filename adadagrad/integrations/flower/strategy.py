@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
@@ -179,12 +178,8 @@ class OverTheAir(Strategy):
         strangers = {node: late for node in found.silent if node not in self._numbers} | found.strangers
         for node, fault in sorted(strangers.items()):
             log.warning("round %d: node %d is left out: %s", number, node, fault)
-        for client, fault in sorted(faults.items()):
-            log.warning("round %d: client %d: %s", number, client, fault)
         asked = {*(self._asked or ()), *found.messages, *faults}
-        record = self.server.finish_round(number, found.messages, sorted(asked))
-        left_out = {client: faults.get(client, reason) for client, reason in record.left_out.items()}
-        record = replace(record, left_out=left_out)
+        record = self.server.finish_round(number, found.messages, sorted(asked), faults)
         self.records.append(record)
         if self.on_round is not None:
             self.on_round(record)
