@@ -107,7 +107,7 @@ class OptimizerOptions:
 
     Args:
         optimizer: adagrad, adagrad-norm, sgd, adam, adamw, mars, mars-m, madam, lamadam, adarankgrad, sift,
-            extrapolated-sgd or extrapolated-adam.
+            extrapolated-sgd, extrapolated-adam, adagrad-ota or adam-ota.
         lr: Learning rate, of the base batch where --rate changes it.
         rate: How the learning rate follows the batch size: none, recommended (linear with the recommended policy and
             noise-scale, none with others), adascale, adamscale, accumulator, linear, sqrt, legw or seesaw.
@@ -127,6 +127,7 @@ class OptimizerOptions:
         sift_rate: Share of every tensor's entries that is trained [sift].
         extrapolation: Displacement of the weights relative to the learning rate [extrapolated-sgd, extrapolated-adam].
         perturb: What they are displaced by [extrapolated-sgd].
+        power: alpha, in the place of AdaGrad's and Adam's square [adagrad-ota, adam-ota], above 1 and at most 2.
         lr_schedule: constant, cosine, linear or step, over samples.
         warmup_samples: Samples of linear warm-up [cosine, linear].
         lr_floor: Last learning rate as a fraction of the first [cosine, linear].
@@ -150,6 +151,7 @@ class OptimizerOptions:
     sift_rate: float = 0.008
     extrapolation: float = 1.0
     perturb: Literal["past_local", "past_global", "isotropic", "filter"] = "past_local"
+    power: float = 1.5
     lr_schedule: str = "constant"
     warmup_samples: int = 0
     lr_floor: float = 0.0

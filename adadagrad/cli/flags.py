@@ -19,6 +19,7 @@ RENAMED = {
     "end": "end-batch-size",
     "scale": "cabs-scale",
     "base_warmup_epochs": "legw-epochs",
+    "alpha": "power",
 }
 """The library's arguments whose flag is not called after them; all others are, with hyphens."""
 
@@ -31,7 +32,7 @@ def option_names() -> list[str]:
     return [option.name for group in fields(Settings) for option in fields(group.default_factory)]  # type: ignore[arg-type]
 
 
-def in_flags(message: str, **renamed: str) -> str:
+def in_flags(message: str, /, **renamed: str) -> str:
     """Say an error of the library with the flags that the user typed.
 
     A name of several words is always an argument; a single word is one where a value or a bound follows or precedes

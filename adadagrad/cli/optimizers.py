@@ -24,6 +24,8 @@ from adadagrad.optimizers import (
     ExtrapolatedSGD,
     LaMAdam,
     MAdam,
+    OverTheAirAdaGrad,
+    OverTheAirAdam,
 )
 
 OPTIMIZERS: Mapping[str, Callable[[Iterable[nn.Parameter], OptimizerOptions], torch.optim.Optimizer]] = {
@@ -51,6 +53,8 @@ OPTIMIZERS: Mapping[str, Callable[[Iterable[nn.Parameter], OptimizerOptions], to
     "extrapolated-adam": lambda params, o: ExtrapolatedAdam(
         params, lr=o.lr, weight_decay=o.weight_decay, extrapolation=o.extrapolation
     ),
+    "adagrad-ota": lambda params, o: OverTheAirAdaGrad(params, o.lr, o.power, weight_decay=o.weight_decay),
+    "adam-ota": lambda params, o: OverTheAirAdam(params, o.lr, o.power, weight_decay=o.weight_decay),
 }
 
 

@@ -64,6 +64,7 @@ READERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "sift_rate": ("optimizer", ("sift",)),
     "extrapolation": ("optimizer", ("extrapolated-sgd", "extrapolated-adam")),
     "perturb": ("optimizer", ("extrapolated-sgd",)),
+    "power": ("optimizer", ("adagrad-ota", "adam-ota")),
     "warmup_samples": ("lr_schedule", ("cosine", "linear")),
     "lr_floor": ("lr_schedule", ("cosine", "linear")),
     "lr_milestones": ("lr_schedule", ("step",)),

@@ -27,6 +27,7 @@ LEARNING_RATES = {
     **{"adagrad": "0.05", "adagrad-norm": "5", "sgd": "0.1", "adam": "0.005", "adamw": "0.005", "mars": "0.01"},
     **{"mars-m": "0.02", "madam": "0.005", "lamadam": "0.005", "adarankgrad": "0.01", "sift": "0.05"},
     **{"extrapolated-sgd": "0.1", "extrapolated-adam": "0.005"},
+    **{"adagrad-ota": "0.02", "adam-ota": "0.005"},
 }
 MORE = {
     "mars": ["--mars-mode", "exact", "--gamma", "0.1"],
@@ -74,6 +75,8 @@ def test_trains_stops_and_goes_on_as_if_nothing_had_been(name: str, monkeypatch:
         ("extrapolated-sgd", "perturb", "filter"),
         ("extrapolated-sgd", "momentum", 0.5),
         ("extrapolated-adam", "extrapolation", 3.0),
+        ("adam-ota", "power", 1.1),
+        ("adagrad-ota", "power", 1.1),
     ],
 )
 def test_options_reach_the_optimizer(name: str, option: str, value: Any) -> None:
@@ -94,6 +97,7 @@ def test_options_reach_the_optimizer(name: str, option: str, value: Any) -> None
 
 def test_nonsense_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
+        (["--optimizer", "adam-ota", "--power", "1"], "--power must be above 1 and at most 2, got 1.0"),
         (["--optimizer", "sift", "--sift-rate", "2"], "--sift-rate must be above 0 and at most 1, got 2.0"),
         (["--optimizer", "adarankgrad", "--max-rank", "0"], "--max-rank must be >= 1"),
         (["--optimizer", "mars", "--gamma", "-1"], "gamma must be >= 0"),

@@ -28,7 +28,10 @@ def _full(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tran"], "unknown command 'tran': did you mean train? known: compare, measure, report, train"),
+        (
+            ["tran"],
+            "unknown command 'tran': did you mean train? known: compare, detect, federated, measure, perturb, report, tra",
+        ),
         (["train", "--policy", "nrom"], "unknown policy 'nrom': did you mean norm"),
         (["train", "--model", "mpl"], "unknown model 'mpl': did you mean mlp"),
         (["train", "--optimizer", "adagard"], "unknown optimizer 'adagard': did you mean adagrad"),

@@ -1,0 +1,268 @@
+"""``adadagrad federated``: rounds of many clients through a radio channel, simulated in one process."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Subset
+
+from adadagrad.cli.arguments import read_flags
+from adadagrad.cli.data import DataSource, load_data
+from adadagrad.cli.directory import new_directory, remove_if_empty
+from adadagrad.cli.evaluation import EVALUATION_BATCH_SIZE
+from adadagrad.cli.federated_arguments import DRIFT_ONLY, SERVERS, WITH_POWER, FederatedCommand
+from adadagrad.cli.fit import check_data
+from adadagrad.cli.interrupt import Interrupt
+from adadagrad.cli.names import find, make_model
+from adadagrad.cli.outcome import choices, in_flags_of, write_outcome
+from adadagrad.cli.progress import progress_display
+from adadagrad.core.checks import check_at_least, check_fraction, check_integer
+from adadagrad.core.errors import InvalidArgument
+from adadagrad.core.mixing import seed_for
+from adadagrad.federated import Channel, LocalWork, Server, dirichlet_split, simulate
+from adadagrad.federated.clients import batches
+from adadagrad.federated.simulation import asked_clients
+from adadagrad.report.sheet import Curve, Sheet, chart
+from adadagrad.report.table import Table
+
+DROPPING = 3
+"""Word that keeps the rehearsal of drop-outs apart from other draws of a seed."""
+LOG_NAME = "left-out.log"
+"""Which client was left out of which round, and why."""
+RENAMED = {
+    "alpha": "tail-index",
+    "scale": "noise-scale",
+    "num_clients": "clients",
+    "fraction": "share",
+    "epochs": "local-epochs",
+    "batch_size": "local-batch-size",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        arguments: What follows ``federated``.
+
+    Returns:
+        The exit status: 0, or 130 after Ctrl-C or SIGTERM.
+    """
+    command = read_flags("federated", FederatedCommand(), arguments)
+    data = load_data(command.problem.data)
+    check_data(data)
+    with in_flags_of(command, **RENAMED):
+        _refuse_unused(command, arguments)
+        server, clients, work = make_federation(command, data)
+    directory = new_directory(command.run.out, "federated")
+    try:
+        with _log_in(directory / LOG_NAME):
+            finished, rows = train(command, server, clients, work, data)
+        torch.save(server.state_dict(), directory / "server.pt")
+        write_outcome(directory, command, rows, federated_sheet(command, rows))
+    finally:
+        remove_if_empty(directory)
+    if rows:
+        best = [row["accuracy"] for row in rows if row["accuracy"] is not None]
+        print(f"{len(rows)} rounds, last accuracy {best[-1]:.3f}, best {max(best):.3f}: {directory}")
+    return 0 if finished else 130
+
+
+def make_federation(command: FederatedCommand, data: DataSource) -> tuple[Server, list[Subset[Any]], LocalWork]:
+    """Build what takes part: nothing is trained yet, and every argument is checked.
+
+    Args:
+        command: What the user chose.
+        data: What ``--data`` names.
+
+    Returns:
+        The server, the clients' data and their work.
+    """
+    problem, run = command.problem, command.run
+    check_integer(1, rounds=run.rounds, evaluations=run.evaluations)
+    check_integer(0, seed=run.seed)
+    check_at_least(0, lr=command.server.lr)
+    check_fraction(drop_out=command.client.drop_out)
+    asked_clients(problem.clients, command.client.share, run.seed, 1)  # refuses a share out of its range
+    channel = Channel(
+        alpha=command.channel.tail_index,
+        scale=command.channel.noise_scale,
+        fading=command.channel.fading,
+        noise_on=command.channel.noise_on,
+        seed=run.seed,
+    )
+    work = LocalWork(
+        message=command.client.message,
+        epochs=command.client.local_epochs,
+        lr=command.client.local_lr,
+        batch_size=command.client.local_batch_size,
+    )
+    torch.manual_seed(run.seed)
+    model = make_model(problem.model, data)
+    with in_flags_of(command, alpha="power"):
+        optimizer = find("server", command.server.server, SERVERS)(model.parameters(), command.server)
+    server = Server(model, optimizer, channel, follow_tail=command.server.follow_tail)
+    labels = torch.tensor([int(data.train[index][1]) for index in range(len(data.train))])  # type: ignore[arg-type]
+    parts = dirichlet_split(labels, problem.clients, problem.concentration, seed=run.seed)
+    return server, [Subset(data.train, part.tolist()) for part in parts], work
+
+
+def train(
+    command: FederatedCommand, server: Server, clients: Sequence[Subset[Any]], work: LocalWork, data: DataSource
+) -> tuple[bool, list[dict[str, Any]]]:
+    """Run the rounds, with a line of progress.
+
+    Args:
+        command: What the user chose.
+        server: Model, optimizer and channel.
+        clients: Their data.
+        work: Of the clients.
+        data: To evaluate on.
+
+    Returns:
+        Whether all rounds were run, and a row for each.
+    """
+    run, rows = command.run, []
+    accuracy = None
+    progress = progress_display("federated", run.rounds)
+    with closing(progress), Interrupt() as interrupt:
+        for number in range(1, run.rounds + 1):
+            record = simulate(
+                server,
+                clients,
+                _loss,
+                rounds=1,
+                work=work,
+                fraction=command.client.share,
+                seed=run.seed,
+                first_round=number,
+                drops_out=lambda at, client: _drops(command, at, client),
+            )[0]
+            due = number * run.evaluations // run.rounds > (number - 1) * run.evaluations // run.rounds
+            last = number == run.rounds or interrupt.requested
+            accuracy = _accuracy(server.model, data) if due or last else None
+            rows.append(_row(asdict(record), accuracy))
+            norm = "-" if record.grad_norm is None else f"{record.grad_norm:.3g}"
+            shown = next((row["accuracy"] for row in reversed(rows) if row["accuracy"] is not None), None)
+            parts = [f"round {number}", f"answered {len(record.answered)}", f"heard {norm}"]
+            progress.show(number, [*parts, "acc -" if shown is None else f"acc {shown:.3f}"])
+            if interrupt.requested:
+                break
+    return len(rows) == run.rounds, rows
+
+
+def federated_sheet(command: FederatedCommand, rows: Sequence[dict[str, Any]]) -> Sheet:
+    """Return what the page of a run holds.
+
+    Args:
+        command: What the user chose.
+        rows: One a round, at least one.
+
+    Returns:
+        The sheet.
+    """
+    evaluated = [row for row in rows if row["accuracy"] is not None]
+    heard = [row for row in rows if row["grad_norm"]]
+    rounds, accuracy = [row["round"] for row in evaluated], [row["accuracy"] for row in evaluated]
+    figures = [
+        chart(
+            "accuracy",
+            "Accuracy on held-out data",
+            "Under heavy-tailed noise a single round can undo many: look for falls, not only at the last value.",
+            ("round", "accuracy"),
+            [Curve(label=command.server.server, x=rounds, y=accuracy)],
+        )
+    ]
+    if heard:
+        norms = Curve(label="norm", x=[row["round"] for row in heard], y=[row["grad_norm"] for row in heard])
+        reading = "Peaks are rounds in which the channel's noise drowned the clients."
+        figures.append(
+            chart("heard", "Norm of what the server heard", reading, ("round", "norm"), [norms], spread=True)
+        )
+    tailed = [row for row in rows if row["tail_index"] is not None]
+    if tailed:
+        index = Curve(label="estimate", x=[row["round"] for row in tailed], y=[row["tail_index"] for row in tailed])
+        reading = f"From differences of successive rounds; the channel's own is {command.channel.tail_index}."
+        figures.append(chart("tail", "Estimated tail index", reading, ("round", "tail index"), [index]))
+    lost = sum(len(row["left_out"]) for row in rows)
+    cells = [str(len(rows)), f"{accuracy[-1]:.3f}", f"{max(accuracy):.3f}", str(lost)]
+    table = Table(headings=["rounds", "last accuracy", "best", "answers left out"], cells=[cells], notes=[])
+    return Sheet(
+        title=f"{command.problem.model} on {command.problem.data}, {command.problem.clients} clients over the air",
+        sentences=[f"Server step {command.server.server}, tail index of the channel {command.channel.tail_index}."],
+        tables=[("What was reached", table)],
+        figures=figures,
+        settings=choices(command),
+    )
+
+
+def _row(record: dict[str, Any], accuracy: float | None) -> dict[str, Any]:
+    tail = record["tail"]
+    return {
+        "round": record["round_number"],
+        "asked": len(record["asked"]),
+        "answered": len(record["answered"]),
+        "left_out": {str(client): reason for client, reason in record["left_out"].items()},
+        "grad_norm": record["grad_norm"],
+        "tail_index": None if tail is None else tail["alpha"],
+        "accuracy": accuracy,
+    }
+
+
+def _loss(model: nn.Module, batch: Any) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def _drops(command: FederatedCommand, round_number: int, client: int) -> bool:
+    drawn = (seed_for(command.run.seed, DROPPING, round_number, client) >> 11) * 2.0**-53
+    return drawn < command.client.drop_out
+
+
+def _accuracy(model: nn.Module, data: DataSource) -> float:
+    right, size = 0, len(data.held_out)  # type: ignore[arg-type]
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        for inputs, labels in batches(data.held_out, torch.arange(size), EVALUATION_BATCH_SIZE):
+            right += int((model(inputs).argmax(1) == labels).sum())
+    model.train(was_training)
+    return right / size
+
+
+@contextmanager
+def _log_in(path: Path) -> Iterator[None]:
+    """Send what the rounds have to say into a file, which is made with the first line."""
+    handler = logging.FileHandler(path, delay=True, encoding="utf-8")
+    logger = logging.getLogger("adadagrad.federated")
+    logger.addHandler(handler)
+    before, logger.propagate = logger.propagate, False
+    try:
+        yield
+    finally:
+        logger.propagate = before
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def _refuse_unused(command: FederatedCommand, arguments: Sequence[str]) -> None:
+    """Refuse flags that change nothing beside the others."""
+    typed = {word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
+    if command.server.server not in WITH_POWER and typed & {"power", "follow_tail"}:
+        raise InvalidArgument(
+            f"--power and --follow-tail are not used with --server {command.server.server}: leave them out, or choose "
+            f"--server {' or '.join(WITH_POWER)}"
+        )
+    if command.client.message == "gradient" and typed & set(DRIFT_ONLY):
+        flag = sorted(typed & set(DRIFT_ONLY))[0].replace("_", "-")
+        raise InvalidArgument(f"--{flag} is not used with --message gradient: leave it out, or choose --message drift")
+    if command.server.follow_tail and command.channel.noise_scale == 0:
+        print("adadagrad: --follow-tail beside --noise-scale 0 follows the signal, which has no tail", file=sys.stderr)
