@@ -187,6 +187,25 @@ def test_bad_images_are_refused_before_any_gradient(name: str, method: str) -> N
     assert not model.batches
 
 
+def test_images_that_leave_their_range_later_are_noticed_when_they_are_read() -> None:
+    """Random augmentation may do so in an epoch that was not looked at before."""
+
+    class Brightening(torch.utils.data.Dataset[Any]):
+        reads = 0
+
+        def __getitem__(self, index: int) -> Any:
+            self.reads += 1
+            return some_images(1)[0] + (self.reads > 24), 0
+
+        def __len__(self) -> int:
+            return 8
+
+    model = Watched(network())
+    with pytest.raises(InvalidArgument, match=r"data must lie in \[0, 1\], got values from 1"):
+        find_universal_perturbation(model, Brightening(), 0.2, method="spgd")
+    assert len(model.batches) == 2  # the images were read once before that
+
+
 def test_training_mode_is_refused_also_in_a_part_of_the_model() -> None:
     model = network()
     with pytest.raises(InvalidArgument, match=r"model must be in evaluation mode, got training mode: call \.eval"):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adadagrad.apps.universal_perturbation import CraftingStep, evaluate, find_universal_perturbation, transfer_matrix
@@ -114,6 +115,17 @@ def test_a_model_that_ignores_its_input_is_refused() -> None:
 
     with pytest.raises(LossWithoutGradient, match="logits do not depend on the images"):
         find_universal_perturbation(Constant().eval(), some_images(), 0.2)
+
+
+@pytest.mark.parametrize("method", ["spgd", "aggregation"])
+def test_the_loss_that_the_callback_sees_is_the_mean_over_the_images_of_the_step(method: str) -> None:
+    """The first step is taken at delta = 0, so that its loss is that of clean images."""
+    model, images, losses = network(), some_images(), list[float]()
+    settings: dict[str, Any] = {"method": method, "k": 1, "small_batch": 24, "large_batch": 24, "epochs": 2}
+    find_universal_perturbation(model, images, 0.2, progress=lambda step: losses.append(step.loss), **settings)
+    logits = model(images)
+    assert losses[0] == pytest.approx(float(F.cross_entropy(logits, logits.argmax(1)).detach()), rel=1e-12)
+    assert 0.9 * losses[0] < losses[1] < 2 * losses[0]  # not the sum of both
 
 
 def test_the_callback_sees_every_step_and_a_copy() -> None:

@@ -154,6 +154,18 @@ def test_small_batches_are_independent_draws_without_replacement() -> None:
     assert len(set.union(*drawn)) == 20
 
 
+@pytest.mark.parametrize("method", ["sga", "spgd", "aggregation"])
+def test_a_pixel_that_is_cut_off_in_all_images_stays_where_it_is(method: str) -> None:
+    """Where x + delta lies outside [0, 1] there is no gradient."""
+    images = some_images()
+    images[:, :, 0], images[:, :, 1] = 0.0, 1.0
+    init = torch.zeros(1, 5, 5)
+    init[:, 0], init[:, 1] = -0.05, 0.05
+    found = find_universal_perturbation(network(), images, EPS, method=method, init=init, epochs=5)
+    torch.testing.assert_close(found.delta[:, :2], init[:, :2].double())
+    assert float(found.delta[:, 2:].abs().min()) > 0
+
+
 def test_the_walk_starts_anew_at_every_outer_step() -> None:
     """The first small batch of each outer step sees the true delta, the second one step further."""
     model, steps = Watched(nn.Sequential(nn.Flatten(), nn.Linear(25, 3)).double()), list[CraftingStep]()
