@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
 
 from adadagrad.apps.universal_perturbation import Perturbation, find_universal_perturbation
+from adadagrad.apps.universal_perturbation.images import CHUNK
+from adadagrad.batching import SampleOrder
 from adadagrad.core.errors import EmptyDataset, InvalidArgument, OverriddenSampler, UnknownName, UnsizedDataset
 from tests.apps.universal_perturbation.cases import Watched, network, some_images
 
@@ -173,6 +175,11 @@ BAD_DATA: dict[str, tuple[Any, type[Exception], str]] = {
         OverriddenSampler,
         "RandomSampler",
     ),
+    "a part": (
+        DataLoader(DATA, sampler=torch.utils.data.RandomSampler(DATA, num_samples=3)),
+        OverriddenSampler,
+        "RandomSampler",
+    ),
     "no batches": (DataLoader(DATA, batch_size=None), InvalidArgument, "batch_size=None: pass its data set itself"),
 }
 
@@ -185,6 +192,14 @@ def test_bad_images_are_refused_before_any_gradient(name: str, method: str) -> N
     with pytest.raises(error, match=message):
         find_universal_perturbation(model, data, 0.2, method=method)
     assert not model.batches
+
+
+def test_an_image_of_another_shape_is_noticed_also_where_it_is_read_alone() -> None:
+    images = list(some_images(CHUNK + 1))
+    last = int(SampleOrder(len(images), 0).permutation(0)[-1])
+    images[last] = torch.rand(1, 6, 5)
+    with pytest.raises(InvalidArgument, match=r"data must have shape \(n, \*\(1, 5, 5\)\) here, got \(1, 1, 6, 5\)"):
+        find_universal_perturbation(network(), images, 0.2, method="random")
 
 
 def test_images_that_leave_their_range_later_are_noticed_when_they_are_read() -> None:

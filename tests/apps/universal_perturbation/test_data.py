@@ -82,6 +82,8 @@ def test_a_loaders_collate_function_is_used() -> None:
     bright = find(DataLoader(Pairs(IMAGES), collate_fn=collate_bright))
     torch.testing.assert_close(bright.delta, find(IMAGES * 0.5 + 0.5).delta)
     assert not torch.equal(bright.delta, find(IMAGES).delta)
+    plain = DataLoader(TensorDataset(IMAGES, torch.arange(24)), collate_fn=collate_bright)
+    assert torch.equal(find(plain).delta, bright.delta)
 
 
 def test_augmentation_is_seeded_and_the_programs_random_state_is_left_alone() -> None:
@@ -97,6 +99,8 @@ def test_augmentation_is_seeded_and_the_programs_random_state_is_left_alone() ->
     model = Watched(network())
     find_universal_perturbation(model, Augmented(IMAGES[:1]), 0.0, method="spgd", epochs=2)
     assert not torch.equal(model.batches[0], model.batches[1])  # anew in every epoch
+    find_universal_perturbation(model, Augmented(IMAGES[:1]), 0.0, method="spgd", epochs=1, seed=1)
+    assert not torch.equal(model.batches[0], model.batches[2])  # and for every seed
 
 
 def test_the_seed_decides_on_order_and_draws() -> None:
