@@ -151,7 +151,7 @@ def main(arguments: Sequence[str]) -> int:
         for name, other in transfer.items():
             print(f"on {name}: {other.summary()}")
         rows = [_row(problem.model, report), *(_row(name, other) for name, other in transfer.items())]
-        shown = [torch.as_tensor(data.held_out[index][0]) for index in range(min(8, len(data.held_out)))]  # type: ignore[arg-type]
+        shown = [torch.as_tensor(data.held_out[index][0]) for index in range(min(200, len(data.held_out)))]  # type: ignore[arg-type]
         sheet = perturb_sheet(model, perturbation, report, transfer, shown)
         write_outcome(directory, command, rows, replace(sheet, settings=choices(command)))
     finally:

@@ -11,6 +11,8 @@ from adadagrad.apps.universal_perturbation import Perturbation, RobustnessReport
 from adadagrad.report.sheet import Image, Picture, Sheet
 from adadagrad.report.table import Table
 
+SHOWN = 8
+"""Images in a row of the page."""
 LIMITS = (
     "A lower bound of the vulnerability: another search may find a worse perturbation, and none is a certificate of "
     "safety. The row of random signs says what a change of this size does by itself."
@@ -78,10 +80,13 @@ def _pictures(model: nn.Module, perturbation: Perturbation, images: Sequence[Ten
     changed = perturbation.apply(clean.to(perturbation.delta.dtype)).float()
     device = next((param.device for param in model.parameters()), clean.device)
     with torch.no_grad():
-        before = model(clean.to(device)).argmax(1).tolist()
-        after = model(changed.to(device)).argmax(1).tolist()
-    pairs = [(f"says {label}", _pixels(image)) for label, image in zip(before, clean, strict=True)]
-    pairs += [(f"says {label}", _pixels(image)) for label, image in zip(after, changed, strict=True)]
+        before, after = (model(some.to(device)).argmax(1).tolist() for some in (clean, changed))
+    moved = [place for place, (one, two) in enumerate(zip(before, after, strict=True)) if one != two]
+    kept = [place for place in range(len(before)) if place not in moved]
+    half = min(SHOWN // 2, len(moved))
+    shown = [*moved[:half], *kept[: SHOWN - half]]
+    pairs = [(f"says {before[place]}", _pixels(clean[place])) for place in shown]
+    pairs += [(f"says {after[place]}", _pixels(changed[place])) for place in shown]
     eps = max(perturbation.eps, 1e-12)
     delta = perturbation.delta.float()
     grey = delta.shape[0] != 3
@@ -99,7 +104,8 @@ def _pictures(model: nn.Module, perturbation: Perturbation, images: Sequence[Ten
         Picture(
             name="images",
             title="Images without it and with it",
-            reading="The first held-out images, with what the model says; below, the same with the perturbation.",
+            reading="Held-out images, with what the model says of them; below, the same with the perturbation. Those "
+            "of which it says something else come first, half of the row at most.",
             images=pairs,
         ),
     ]

@@ -26,6 +26,8 @@ Image = Sequence[Sequence[float]] | Sequence[Sequence[Sequence[float]]]
 """Rows of pixels: a grey value each, or three colours."""
 COLUMNS = 8
 """Images in a row of a picture at most."""
+FEW = 3
+"""Images up to which they are drawn larger."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +75,8 @@ class Picture:
 
         columns = min(COLUMNS, len(self.images))
         rows = -(-len(self.images) // columns)
-        figure = Figure(figsize=(1.1 * columns + 0.2, 1.35 * rows + 0.1), layout="constrained")
+        size = 1.1 if columns > FEW else 2.4
+        figure = Figure(figsize=(max(6.4, size * columns), 1.23 * size * rows), layout="constrained")
         for place, (caption, pixels) in enumerate(self.images, start=1):
             axes = figure.add_subplot(rows, columns, place)
             low, high = self.limits

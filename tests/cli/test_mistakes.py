@@ -30,7 +30,7 @@ def _full(folder: Path) -> None:
     [
         (
             ["tran"],
-            "unknown command 'tran': did you mean train? known: compare, detect, federated, measure, perturb, report, tra",
+            "unknown command 'tran': did you mean train? known: compare, detect, federated, measure, perturb, report, ",
         ),
         (["train", "--policy", "nrom"], "unknown policy 'nrom': did you mean norm"),
         (["train", "--model", "mpl"], "unknown model 'mpl': did you mean mlp"),
