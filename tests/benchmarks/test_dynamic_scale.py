@@ -16,8 +16,9 @@ def test_the_study_runs_to_its_tables(tmp_path: Path, monkeypatch: pytest.Monkey
     rows, differences, found = dynamic_scale.study(seeds=2, steps=4, jobs=1, names=list(dynamic_scale.FEEDBACK))
     assert [row[0] for row in rows] == list(found)
     assert [row[0] for row in rows][:3] == ["never", "threshold 0.1", "random, share of threshold 0.1"]
-    assert len(rows) == 10
-    assert len(differences) == 4
+    assert len(rows) == 11
+    assert [row[0].partition(" minus ")[2] for row in differences] == ["random", "alternate"] * 4
+    assert [row[3] for row in rows if row[0] == "alternate"] == ["0.50 ± 0.00"]
     assert all(len(row) == len(dynamic_scale.HEADS) for row in rows)
     assert rows[0][3:] == ["0.00 ± 0.00", rows[0][4], "32"]
     assert rows[-1][3] == "1.00 ± 0.00"
