@@ -13,6 +13,8 @@ from torch import Tensor
 from adadagrad.core.checks import check_at_least, check_choice, check_integer, check_tail_index
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.mixing import seed_for
+from adadagrad.core.shards import all_plain
+from adadagrad.core.vectors import HALVES
 from adadagrad.federated.stable import sample_alpha_stable
 
 RAYLEIGH = math.sqrt(2 / math.pi)
@@ -101,7 +103,8 @@ class Channel:
         for name in sorted(tensors):
             tensor = tensors[name]
             if tensor.device not in generators:
-                seed = seed_for(self.seed, NOISE, round_number) >> 1  # torch takes signed 64-bit seeds
+                more = (len(generators),) if generators else ()  # devices of one kind draw different numbers
+                seed = seed_for(self.seed, NOISE, round_number, *more) >> 1  # torch takes signed 64-bit seeds
                 generators[tensor.device] = torch.Generator(tensor.device).manual_seed(seed)
             drawn[name] = sample_alpha_stable(
                 tensor.shape,
@@ -122,24 +125,38 @@ class Channel:
             round_number: The round, >= 0: the draws depend on it.
 
         Returns:
-            The faded mean with the noise on it, by name, in the dtype of the messages.
+            The faded mean with the noise on it, by name, in the dtype of the messages; half-precision ones are added up
+            in float32. Not finite where the noise, or the sum, is beyond the dtype.
 
         Raises:
-            InvalidArgument: There is no message, or two of them differ in names or shapes.
+            InvalidArgument: There is no message, one is sharded, or two of them differ in names or shapes.
         """
         first = _alike(messages)
-        heard = {name: torch.zeros_like(tensor) for name, tensor in first.items()}
+        heard = {name: torch.zeros_like(tensor, dtype=wide(tensor.dtype)) for name, tensor in first.items()}
         for client in sorted(messages):  # in one order: sums of floating-point numbers depend on it
             gain = self.fading_of(client, round_number)
             for name, total in heard.items():
-                total.add_(messages[client][name], alpha=gain)
+                total.add_(messages[client][name].to(total.dtype), alpha=gain)
         count = len(messages)
         for total in heard.values():
             total.div_(count)
         if self.scale > 0:
-            for name, noise in self.noise_like(first, round_number).items():
+            for name, noise in self.noise_like(heard, round_number).items():
                 heard[name].add_(noise, alpha=1 if self.noise_on == "mean" else 1 / count)
-        return heard
+        return {name: total.to(first[name].dtype) for name, total in heard.items()}
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which numbers of another one are added up: float32 for half precision.
+
+    Args:
+        dtype: Of floating-point numbers.
+
+    Example:
+        >>> wide(torch.bfloat16), wide(torch.float64)
+        (torch.float32, torch.float64)
+    """
+    return torch.float32 if dtype in HALVES else dtype
 
 
 def _alike(messages: Mapping[int, Message]) -> Message:
@@ -149,6 +166,8 @@ def _alike(messages: Mapping[int, Message]) -> Message:
     clients = sorted(messages)
     first = messages[clients[0]]
     shapes = {name: tensor.shape for name, tensor in first.items()}
+    if not all_plain([tensor for client in clients for tensor in messages[client].values()]):
+        raise InvalidArgument("messages must hold plain tensors, got a DTensor: send its full_tensor()")
     for client in clients[1:]:
         other = {name: tensor.shape for name, tensor in messages[client].items()}
         if other != shapes:

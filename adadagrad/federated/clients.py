@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 from adadagrad.core.checks import check_choice, check_integer, check_positive
 from adadagrad.core.errors import InvalidArgument, InvalidData
 from adadagrad.core.mixing import seed_for
+from adadagrad.federated.channel import wide
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -161,9 +162,9 @@ def batches(dataset: Dataset[Any], order: Tensor, size: int) -> Iterator[Any]:
         The batches; of a `TensorDataset` a list of tensors.
     """
     for some in torch.split(order, size):
-        if isinstance(dataset, TensorDataset):
+        if type(dataset) is TensorDataset:  # a subclass may do something else with an example
             yield [tensor[some] for tensor in dataset.tensors]
-        elif isinstance(dataset, Subset) and isinstance(dataset.dataset, TensorDataset):
+        elif type(dataset) is Subset and type(dataset.dataset) is TensorDataset:
             inner = torch.as_tensor(dataset.indices)[some]
             yield [tensor[inner] for tensor in dataset.dataset.tensors]
         else:
@@ -175,13 +176,13 @@ def _gradient(
 ) -> dict[str, Tensor]:
     """The gradient of the mean over all examples, from batches that memory holds, the last one by its true share."""
     size = len(dataset)  # type: ignore[arg-type]
-    total = {name: torch.zeros_like(param) for name, param in params.items()}
+    total = {name: torch.zeros_like(param, dtype=wide(param.dtype)) for name, param in params.items()}
     order = torch.arange(size)
     for some, batch in zip(torch.split(order, work.batch_size), batches(dataset, order, work.batch_size), strict=True):
         count = len(some)
         for sum_, grad in zip(total.values(), _grads(loss(model, batch), params), strict=True):
-            sum_.add_(grad, alpha=count / size)
-    return {name: tensor.detach() for name, tensor in total.items()}
+            sum_.add_(grad.to(sum_.dtype), alpha=count / size)
+    return {name: tensor.detach().to(params[name].dtype) for name, tensor in total.items()}
 
 
 def _grads(loss: Tensor, params: dict[str, nn.Parameter]) -> Sequence[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,8 +30,9 @@ class RoundRecord:
         asked: Numbers of the clients that were to send.
         answered: Of those whose messages were added up.
         left_out: Of the others, with the reason.
-        grad_norm: Norm of what the server heard [grad]; None where nothing was.
-        tail: Estimate of the channel's noise so far; None unless it is followed and known.
+        grad_norm: Norm of what the server heard [grad]; None where that is nothing, or not finite: the model has stayed
+            as it was.
+        tail: Estimate of the noise on what was heard so far; None unless it is followed and known.
     """
 
     round_number: int
@@ -49,14 +51,16 @@ class Server:
     leaves model and optimizer alone.
 
     Args:
-        model: Its trainable parameters are trained; buffers stay as they are.
+        model: Its trainable parameters are trained. Buffers stay as they are, since no message carries them: a warning
+            names the first layer that keeps running statistics, such as BatchNorm, which evaluation would use.
         optimizer: Over parameters of the model: `OverTheAirAdam`, or any other that needs no closure.
         channel: What lies between the clients and the server; None is a plain mean.
         follow_tail: Estimate the tail index of the channel's noise from differences of what is heard in pairs of rounds
             (`ResidualTail`) and, from 100 residuals on, use it as `alpha` of the optimizer.
 
     Raises:
-        InvalidArgument: The optimizer trains something that is not in the model, or has no `alpha` to follow with.
+        InvalidArgument: The model has nothing to train, or the optimizer trains something that is not in the model, or
+            has no `alpha` to follow with.
 
     Source: the loop of arXiv 2403.06528 (second-hand). Following the tail is ours.
 
@@ -83,6 +87,15 @@ class Server:
         self.tail = ResidualTail() if follow_tail else None
         self._params = {name: param for name, param in model.named_parameters() if param.requires_grad}
         known = {id(param) for param in model.parameters()}  # frozen ones may be in the optimizer, and stay
+        running = [name for name, module in model.named_modules() if getattr(module, "track_running_stats", False)]
+        if running:
+            warnings.warn(
+                f"the running statistics of {running[0]} stay as they are, because no message carries them: use "
+                "GroupNorm, or batch statistics in evaluation too (track_running_stats=False)",
+                stacklevel=2,
+            )
+        if not self._params:
+            raise InvalidArgument("model must have a parameter that requires a gradient: there is nothing to train")
         if any(id(param) not in known for group in optimizer.param_groups for param in group["params"]):
             raise InvalidArgument("optimizer trains parameters that are not the model's: make it of model.parameters()")
         if follow_tail and not isinstance(optimizer, OverTheAirAdaGrad | OverTheAirAdam):
@@ -129,6 +142,11 @@ class Server:
             log.warning("round %d: no message could be used, the model stays as it is", round_number)
             return RoundRecord(round_number=round_number, asked=expected, answered=(), left_out=left_out)
         heard = self.channel.aggregate(usable, round_number)
+        if not all(bool(tensor.isfinite().all()) for tensor in heard.values()):
+            log.warning("round %d: what was heard is not finite, the model stays as it is", round_number)
+            return RoundRecord(
+                round_number=round_number, asked=expected, answered=tuple(usable), left_out=left_out, grad_norm=None
+            )
         tail = self._follow(heard)
         self._step(heard)
         return RoundRecord(
@@ -156,8 +174,10 @@ class Server:
         """
         self.model.load_state_dict(state_dict["model"])
         self.optimizer.load_state_dict(state_dict["optimizer"])
-        if self.tail is not None and state_dict["tail"] is not None:
-            self.tail.load_state_dict(state_dict["tail"])
+        if self.tail is not None:
+            self.tail = ResidualTail()
+            if state_dict["tail"] is not None:
+                self.tail.load_state_dict(state_dict["tail"])
 
     def _misfit(self, message: Message) -> str | None:
         """Say in a few words where a message has other names or shapes than the model; None if nowhere."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adadagrad.core.checks import check_at_least, check_below_one, check_betas, check_tail_index
 from adadagrad.core.vectors import HALVES
-from adadagrad.optimizers.base import AbstractOptimizer, add_quotients_, buckets
+from adadagrad.optimizers.base import AbstractOptimizer, add_quotients_, buckets, multiply_
 
 
 class AbstractOverTheAir(AbstractOptimizer):
@@ -47,9 +47,9 @@ class AbstractOverTheAir(AbstractOptimizer):
             roots = _roots(vs, power)
             torch._foreach_add_(roots, group["eps"])
             if decay != 0:
-                for x in xs:
-                    x.mul_(1 - lr * decay)  # one by one: exact for bfloat16 too
-            _refuse_nothing_over_nothing(roots)
+                multiply_(xs, 1 - lr * decay)
+            if group["eps"] == 0:
+                _divide_nothing_by_one(roots)
             add_quotients_(xs, ms, roots, [-lr] * len(xs))
 
     def _state(self, param: Tensor) -> dict[str, Tensor]:
@@ -73,7 +73,7 @@ def _roots(tensors: Sequence[Tensor], power: float) -> list[Tensor]:
     return list(torch._foreach_sqrt(list(tensors)) if power == 2 else torch._foreach_pow(list(tensors), 1 / power))
 
 
-def _refuse_nothing_over_nothing(roots: Sequence[Tensor]) -> None:
+def _divide_nothing_by_one(roots: Sequence[Tensor]) -> None:
     """With eps = 0 a coordinate that has had no gradient yet would move by 0/0: let it move by 0/1."""
     for root in roots:
         root.masked_fill_(root == 0, 1.0)
@@ -93,8 +93,10 @@ class OverTheAirAdaGrad(AbstractOverTheAir):
     For the server of a federated training whose gradients are added up by a radio channel with heavy-tailed
     interference, and for any gradient whose noise has no variance. `alpha` is a setting of its own and need not be the
     channel's: in our experiments (docs/results.md) the fractional power has no advantage over 2. v never falls, so
-    steps shrink for ever. With eps = 0 multiplying all gradients by a number changes nothing. Two tensors of the
-    parameter's size, as Adam; two powers a coordinate, which cost more than Adam's root unless alpha is 2.
+    steps shrink for ever; a power beyond the largest number of the dtype (|g| about 1e19 in float32 at 2, 1e25 at 1.5)
+    stops its coordinate for good. With eps = 0 multiplying all gradients by a number changes nothing, as long as no
+    power leaves the range of the dtype (in float32 |g| from 1e-30 on at 1.5). Two tensors of the parameter's size, as
+    Adam; two powers a coordinate, which cost more than Adam's root unless alpha is 2.
 
     Args:
         params: Parameters, named parameters or groups; a group may set every option for itself.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adadagrad.core.errors import InvalidArgument, UnknownName
+from adadagrad.federated import channel as channel_module
 from adadagrad.federated.channel import Channel
 
 QUIET = Channel(scale=0.0, fading="none")
@@ -100,6 +101,22 @@ def test_messages_are_left_alone_and_their_dtype_is_kept() -> None:
     heard = Channel().aggregate(sent, 1)
     assert heard["w"].dtype == torch.float32
     assert torch.equal(sent[0]["w"], torch.ones(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_added_up_in_float32(dtype: torch.dtype) -> None:
+    """A thousand ones are one on average, and a thousand hundreds no infinity."""
+    for value in (1.0, 100.0):
+        sent = {n: {"w": torch.full((3,), value, dtype=dtype)} for n in range(1000)}
+        heard = QUIET.aggregate(sent, 1)["w"]
+        assert heard.dtype == dtype
+        assert heard.tolist() == pytest.approx([value] * 3, rel=1e-3)
+
+
+def test_sharded_messages_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel_module, "all_plain", lambda tensors: False)
+    with pytest.raises(InvalidArgument, match=r"plain tensors, got a DTensor: send its full_tensor\(\)"):
+        QUIET.aggregate(messages(), 1)
 
 
 def test_mistakes() -> None:

@@ -133,6 +133,28 @@ def test_model_and_random_state_are_left_alone(message: Any) -> None:
     assert not torch.equal(sent["3.weight"], other["3.weight"])
 
 
+def test_a_data_set_derived_from_tensors_is_asked_for_its_examples() -> None:
+    class Silent(TensorDataset):
+        def __getitem__(self, index: int) -> Any:
+            x, y = super().__getitem__(index)
+            return 0 * x, y
+
+    silent = Silent(*data().tensors)
+    for dataset in (silent, Subset(silent, list(range(10)))):
+        assert all(batch[0].abs().sum() == 0 for batch in batches(dataset, torch.arange(10), 4))
+
+
+def test_a_half_precision_gradient_is_added_up_in_float32() -> None:
+    """The small batches' gradients, each a 1/500 of the whole, would vanish beside the sum in bfloat16."""
+    net = nn.Linear(1, 1, bias=False).bfloat16()
+    ones = TensorDataset(torch.ones(500, 1, dtype=torch.bfloat16))
+    sent = client_message(
+        net, ones, LocalWork(batch_size=1), lambda m, b: m(b[0]).mean(), seed=0, round_number=1, client=0
+    )
+    assert sent["weight"].dtype == torch.bfloat16
+    assert sent["weight"].item() == pytest.approx(1.0, rel=0.01)
+
+
 def test_batches_are_the_same_by_indexing_and_by_collation() -> None:
     class Plain(Dataset[Any]):
         def __len__(self) -> int:

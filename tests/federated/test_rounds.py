@@ -152,6 +152,31 @@ def test_a_number_too_large_for_the_model_is_not_finite() -> None:
     assert record.answered == (1,)
 
 
+def test_noise_beyond_the_dtype_leaves_the_model_alone(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 2)
+    optimizer = OverTheAirAdam(model.parameters(), 0.1)
+    server = Server(model, optimizer, Channel(scale=3e38, seed=1), follow_tail=True)
+    before = weights(server)
+    large = {name: torch.full_like(p, 3e38) for name, p in model.named_parameters()}
+    record = server.finish_round(1, {0: large})
+    assert record.grad_norm is None
+    assert record.answered == (0,)
+    assert torch.equal(before, weights(server))
+    assert server.tail is not None
+    assert server.tail.state_dict()["last"] is None
+    assert "round 1: what was heard is not finite, the model stays as it is" in caplog.text
+
+
+def test_a_state_without_a_tail_forgets_the_one_that_was_followed() -> None:
+    server = make_server(Channel(scale=0.5), follow_tail=True)
+    simulate(server, make_clients(), mean_loss, rounds=4)
+    assert server.tail is not None
+    assert server.tail.count > 0
+    server.load_state_dict(make_server().state_dict())
+    assert server.tail.count == 0
+
+
 def test_frozen_parameters_may_be_in_the_optimizer() -> None:
     model = nn.Linear(2, 1)
     model.bias.requires_grad_(False)
@@ -245,6 +270,14 @@ def test_the_server_follows_the_tail_of_its_channel(alpha: float) -> None:
     assert records[0].tail is None
 
 
+def test_running_statistics_that_stay_are_named() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    with pytest.warns(UserWarning, match="the running statistics of 1 stay as they are"):
+        Server(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    still = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False))
+    Server(still, torch.optim.SGD(still.parameters(), lr=0.1))  # a warning would be an error here
+
+
 def test_usable_alpha_stays_in_the_optimizer_s_range() -> None:
     cauchy = estimate_tail(sample_alpha_stable((10_000,), 0.7, 1.0, generator=torch.Generator().manual_seed(1)))
     assert cauchy.alpha == pytest.approx(0.7, abs=0.05)
@@ -257,6 +290,9 @@ def test_mistakes() -> None:
     server = make_server()
     with pytest.raises(InvalidArgument, match="optimizer trains parameters that are not the model's"):
         Server(server.model, torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1))
+    frozen = nn.Linear(1, 1).requires_grad_(False)
+    with pytest.raises(InvalidArgument, match="model must have a parameter that requires a gradient"):
+        Server(frozen, torch.optim.SGD(frozen.parameters(), lr=0.1))
     with pytest.raises(InvalidArgument, match="follow_tail needs an optimizer with an alpha"):
         Server(server.model, torch.optim.SGD(server.model.parameters(), lr=0.1), follow_tail=True)
     Server(server.model, OverTheAirAdaGrad(server.model.parameters(), 0.1), follow_tail=True)

@@ -29,6 +29,8 @@ from tests.integrations.fake_grid import (
     trained_weights,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:the running statistics of 1 stay")  # buffers do stay, as is tested here
+
 COUNT = 6
 ROUNDS = 4
 
