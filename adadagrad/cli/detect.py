@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -26,12 +27,13 @@ from adadagrad.cli.arguments import read_flags
 from adadagrad.cli.detect_sheet import detect_sheet
 from adadagrad.cli.directory import new_directory, remove_if_empty
 from adadagrad.cli.interrupt import Interrupt
-from adadagrad.cli.outcome import choices, in_flags_of, write_outcome
+from adadagrad.cli.outcome import check_seed, choices, in_flags_of, refuse_unread, write_outcome
 from adadagrad.cli.progress import progress_display
 from adadagrad.core.checks import check_at_least, check_below_one, check_fraction, check_integer, check_positive
-from adadagrad.core.errors import InvalidArgument, MissingExtra, UnknownName
+from adadagrad.core.errors import InvalidArgument, MissingExtra, NonFiniteGradient, UnknownName
 
 POLICIES = ("never", "threshold", "smoothed", "random", "always")
+HIGHEST_RATE = 1e6
 CROPPED = 1400
 """Digits of which training scenes are made; the other 397 make the test's."""
 
@@ -60,7 +62,7 @@ class StitchOptions:
             same with an averaged share), random (at p), always.
         tau: Share of the box loss on small objects below which to stitch [threshold, smoothed].
         ema: Weight of the past in the share [smoothed].
-        p: Probability [random]; without it the stitched share of the threshold run before it, or 0.5.
+        p: Probability [random, which is trained last]; without it the share that the threshold came to, or 0.5.
     """
 
     policies: tuple[str, ...] = ("never", "threshold", "random")
@@ -113,17 +115,19 @@ def main(arguments: Sequence[str]) -> int:
     command = read_flags("detect", DetectCommand(), arguments)
     with in_flags_of(command):
         check(command)
+        _refuse_unused(command, arguments)
         train, test = scenes_of(command)
     directory = new_directory(command.run.out, "detect")
     rows: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     try:
         with Interrupt() as interrupt:
-            for name in command.stitch.policies:
+            for name in sorted(command.stitch.policies, key=lambda policy: policy == "random"):
                 steps = _train(command, name, results, train, test, interrupt)
                 rows += [{"policy": name, **row} for row in steps]
                 if interrupt.requested:
                     break
+        results.sort(key=lambda one: command.stitch.policies.index(one["policy"]))
         for one in results:
             print(
                 f"{one['policy']:<10} AP small {one['small']:.3f}, AP large {one['large']:.3f}, stitched "
@@ -158,9 +162,11 @@ def check(command: DetectCommand) -> None:
         check_fraction(p=stitch.p)
     check_integer(1, steps=run.steps, batch=run.batch, scenes=command.scenes.scenes)
     check_integer(2, test_scenes=command.scenes.test_scenes)
-    check_integer(0, seed=run.seed)
+    check_seed(run.seed)
     check_positive(lr=run.lr)
     check_fraction(small_scenes=command.scenes.small_scenes)
+    if run.lr > HIGHEST_RATE:
+        raise InvalidArgument(f"lr must be at most {HIGHEST_RATE:g}, got {run.lr}")
     if 4 * run.batch > command.scenes.scenes:
         raise InvalidArgument(
             f"batch must be at most a quarter of the scenes, got {run.batch} of {command.scenes.scenes}: a stitched "
@@ -212,6 +218,8 @@ def _train(
             share = "-" if step.share is None else f"{step.share:.2f}"
             parts = [f"loss {step.loss:.3f}", f"share {share}", f"stitched {step.stitched_fraction:.2f}"]
             progress.show(step.step, parts)
+            if not math.isfinite(step.loss):
+                raise NonFiniteGradient(f"the loss of step {step.step} under {name} is not finite: lower --lr")
             if interrupt.requested:
                 break
     small, large = evaluate_detector(detector, test)
@@ -224,6 +232,19 @@ def _train(
         "steps": len(rows),
     })  # fmt: skip
     return rows
+
+
+def _refuse_unused(command: DetectCommand, arguments: Sequence[str]) -> None:
+    """Refuse flags that change nothing beside the others."""
+    chosen = set(command.stitch.policies)
+    refuse_unread(
+        arguments,
+        {
+            "tau": (bool(chosen & {"threshold", "smoothed"}), "--policies threshold or smoothed"),
+            "ema": ("smoothed" in chosen, "--policies smoothed"),
+            "p": ("random" in chosen, "--policies random"),
+        },
+    )
 
 
 def _policy(command: DetectCommand, name: str, results: Sequence[dict[str, Any]]) -> AbstractScalePolicy:

@@ -25,11 +25,12 @@ def detect_sheet(
     Returns:
         The sheet.
     """
-    heads = ["policy", "AP small", "AP large", "stitched", "steps with share below 0.1", "images read", "steps"]
+    tau = float(str(settings["tau"]))
+    heads = ["policy", "AP small", "AP large", "stitched", f"steps with share below {tau:g}", "images read", "steps"]
     cells = []
     for one in results:
         shares = [row["share"] for row in rows if row["policy"] == one["policy"] and row["share"] is not None]
-        starved = sum(share < 0.1 for share in shares) / len(shares) if shares else None
+        starved = sum(share < tau for share in shares) / len(shares) if shares else None
         cells.append([
             one["policy"],
             f"{one['small']:.3f}",

@@ -20,13 +20,14 @@ from adadagrad.cli.data import DataSource, load_data
 from adadagrad.cli.directory import new_directory, remove_if_empty
 from adadagrad.cli.evaluation import EVALUATION_BATCH_SIZE
 from adadagrad.cli.federated_arguments import DRIFT_ONLY, SERVERS, WITH_POWER, FederatedCommand
-from adadagrad.cli.fit import check_data
+from adadagrad.cli.fit import check_data, check_fit
 from adadagrad.cli.interrupt import Interrupt
 from adadagrad.cli.names import find, make_model
-from adadagrad.cli.outcome import choices, in_flags_of, write_outcome
+from adadagrad.cli.outcome import check_seed, choices, in_flags_of, refuse_unread, write_outcome
+from adadagrad.cli.own_code import own_code
 from adadagrad.cli.progress import progress_display
 from adadagrad.core.checks import check_at_least, check_fraction, check_integer
-from adadagrad.core.errors import InvalidArgument
+from adadagrad.core.errors import NonFiniteGradient
 from adadagrad.core.mixing import seed_for
 from adadagrad.federated import Channel, LocalWork, Server, dirichlet_split, simulate
 from adadagrad.federated.clients import batches
@@ -56,6 +57,9 @@ def main(arguments: Sequence[str]) -> int:
 
     Returns:
         The exit status: 0, or 130 after Ctrl-C or SIGTERM.
+
+    Raises:
+        NonFiniteGradient: The weights have become infinite or NaN; what was done is written all the same.
     """
     command = read_flags("federated", FederatedCommand(), arguments)
     data = load_data(command.problem.data)
@@ -65,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
         server, clients, work = make_federation(command, data)
     directory = new_directory(command.run.out, "federated")
     try:
-        with _log_in(directory / LOG_NAME):
+        with _log_in(directory / LOG_NAME), own_code(f"--model {command.problem.model}, in training,"):
             finished, rows = train(command, server, clients, work, data)
         torch.save(server.state_dict(), directory / "server.pt")
         write_outcome(directory, command, rows, federated_sheet(command, rows))
@@ -74,6 +78,11 @@ def main(arguments: Sequence[str]) -> int:
     if rows:
         best = [row["accuracy"] for row in rows if row["accuracy"] is not None]
         print(f"{len(rows)} rounds, last accuracy {best[-1]:.3f}, best {max(best):.3f}: {directory}")
+    lost = sum(len(row["left_out"]) for row in rows)
+    if lost:
+        print(f"{lost} answers were left out: {directory / LOG_NAME}", file=sys.stderr)
+    if not all(bool(param.isfinite().all()) for param in server.model.parameters()):
+        raise NonFiniteGradient("the weights are not finite any more: lower --lr, or --noise-scale")
     return 0 if finished else 130
 
 
@@ -89,7 +98,7 @@ def make_federation(command: FederatedCommand, data: DataSource) -> tuple[Server
     """
     problem, run = command.problem, command.run
     check_integer(1, rounds=run.rounds, evaluations=run.evaluations)
-    check_integer(0, seed=run.seed)
+    check_seed(run.seed)
     check_at_least(0, lr=command.server.lr)
     check_fraction(drop_out=command.client.drop_out)
     asked_clients(problem.clients, command.client.share, run.seed, 1)  # refuses a share out of its range
@@ -100,14 +109,16 @@ def make_federation(command: FederatedCommand, data: DataSource) -> tuple[Server
         noise_on=command.channel.noise_on,
         seed=run.seed,
     )
-    work = LocalWork(
-        message=command.client.message,
-        epochs=command.client.local_epochs,
-        lr=command.client.local_lr,
-        batch_size=command.client.local_batch_size,
-    )
+    with in_flags_of(command, **{**RENAMED, "lr": "local-lr"}):
+        work = LocalWork(
+            message=command.client.message,
+            epochs=command.client.local_epochs,
+            lr=command.client.local_lr,
+            batch_size=command.client.local_batch_size,
+        )
     torch.manual_seed(run.seed)
     model = make_model(problem.model, data)
+    check_fit(model, problem.model, data)
     with in_flags_of(command, alpha="power"):
         optimizer = find("server", command.server.server, SERVERS)(model.parameters(), command.server)
     server = Server(model, optimizer, channel, follow_tail=command.server.follow_tail)
@@ -131,7 +142,8 @@ def train(
     Returns:
         Whether all rounds were run, and a row for each.
     """
-    run, rows = command.run, []
+    run = command.run
+    rows: list[dict[str, Any]] = []
     accuracy = None
     progress = progress_display("federated", run.rounds)
     with closing(progress), Interrupt() as interrupt:
@@ -148,16 +160,17 @@ def train(
                 drops_out=lambda at, client: _drops(command, at, client),
             )[0]
             due = number * run.evaluations // run.rounds > (number - 1) * run.evaluations // run.rounds
-            last = number == run.rounds or interrupt.requested
+            broken = not all(bool(param.isfinite().all()) for param in server.model.parameters())
+            last = number == run.rounds or interrupt.requested or broken
             accuracy = _accuracy(server.model, data) if due or last else None
             rows.append(_row(asdict(record), accuracy))
             norm = "-" if record.grad_norm is None else f"{record.grad_norm:.3g}"
             shown = next((row["accuracy"] for row in reversed(rows) if row["accuracy"] is not None), None)
             parts = [f"round {number}", f"answered {len(record.answered)}", f"heard {norm}"]
             progress.show(number, [*parts, "acc -" if shown is None else f"acc {shown:.3f}"])
-            if interrupt.requested:
+            if interrupt.requested or broken:
                 break
-    return len(rows) == run.rounds, rows
+    return not interrupt.requested, rows
 
 
 def federated_sheet(command: FederatedCommand, rows: Sequence[dict[str, Any]]) -> Sheet:
@@ -219,7 +232,8 @@ def _row(record: dict[str, Any], accuracy: float | None) -> dict[str, Any]:
 
 
 def _loss(model: nn.Module, batch: Any) -> Tensor:
-    return F.cross_entropy(model(batch[0]), batch[1])
+    device = next(model.parameters()).device
+    return F.cross_entropy(model(batch[0].to(device)), batch[1].to(device))
 
 
 def _drops(command: FederatedCommand, round_number: int, client: int) -> bool:
@@ -229,11 +243,11 @@ def _drops(command: FederatedCommand, round_number: int, client: int) -> bool:
 
 def _accuracy(model: nn.Module, data: DataSource) -> float:
     right, size = 0, len(data.held_out)  # type: ignore[arg-type]
-    was_training = model.training
+    was_training, device = model.training, next(model.parameters()).device
     model.eval()
     with torch.no_grad():
         for inputs, labels in batches(data.held_out, torch.arange(size), EVALUATION_BATCH_SIZE):
-            right += int((model(inputs).argmax(1) == labels).sum())
+            right += int((model(inputs.to(device)).argmax(1) == labels.to(device)).sum())
     model.train(was_training)
     return right / size
 
@@ -255,14 +269,10 @@ def _log_in(path: Path) -> Iterator[None]:
 
 def _refuse_unused(command: FederatedCommand, arguments: Sequence[str]) -> None:
     """Refuse flags that change nothing beside the others."""
-    typed = {word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
-    if command.server.server not in WITH_POWER and typed & {"power", "follow_tail"}:
-        raise InvalidArgument(
-            f"--power and --follow-tail are not used with --server {command.server.server}: leave them out, or choose "
-            f"--server {' or '.join(WITH_POWER)}"
-        )
-    if command.client.message == "gradient" and typed & set(DRIFT_ONLY):
-        flag = sorted(typed & set(DRIFT_ONLY))[0].replace("_", "-")
-        raise InvalidArgument(f"--{flag} is not used with --message gradient: leave it out, or choose --message drift")
+    power = (command.server.server in WITH_POWER, f"--server {' or '.join(WITH_POWER)}")
+    drift = (command.client.message == "drift", "--message drift")
+    noise = (command.channel.noise_scale > 0, "a --noise-scale above 0")
+    readers = {"power": power, "follow_tail": power, "tail_index": noise, "noise_on": noise}
+    refuse_unread(arguments, readers | dict.fromkeys(DRIFT_ONLY, drift))
     if command.server.follow_tail and command.channel.noise_scale == 0:
         print("adadagrad: --follow-tail beside --noise-scale 0 follows the signal, which has no tail", file=sys.stderr)

@@ -43,7 +43,7 @@ def check_data(data: DataSource) -> None:
         _check_labels(where, *_all_labels(dataset, example[1]))
 
 
-def check_fit(model: nn.Module, spec: str, data: DataSource) -> None:
+def check_fit(model: nn.Module, spec: str, data: DataSource, *, trains: bool = True) -> None:
     """Refuse a model that does not turn the data's inputs into one logit for each class.
 
     The model sees two examples of either part, in evaluation mode; modes and random states are as before afterwards.
@@ -52,11 +52,12 @@ def check_fit(model: nn.Module, spec: str, data: DataSource) -> None:
         model: The model, on its device.
         spec: What ``--model`` says.
         data: The data.
+        trains: Whether the model is to be trained, and so must have something to train.
 
     Raises:
         InvalidData: The model has nothing to train, raises, or its output does not fit the labels.
     """
-    if not any(p.requires_grad for p in model.parameters()):
+    if trains and not any(p.requires_grad for p in model.parameters()):
         raise InvalidData(f"--model {spec} has no parameter that requires a gradient: there is nothing to train")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     modes = [(module, module.training) for module in model.modules()]

@@ -24,9 +24,9 @@ from adadagrad.cli.arguments import read_flags
 from adadagrad.cli.data import DataSource, load_data
 from adadagrad.cli.directory import new_directory, remove_if_empty
 from adadagrad.cli.evaluation import EVALUATION_BATCH_SIZE
-from adadagrad.cli.fit import check_data
+from adadagrad.cli.fit import check_data, check_fit
 from adadagrad.cli.names import make_model
-from adadagrad.cli.outcome import choices, in_flags_of, write_outcome
+from adadagrad.cli.outcome import check_seed, choices, in_flags_of, refuse_unread, write_outcome
 from adadagrad.cli.perturb_sheet import perturb_sheet
 from adadagrad.cli.progress import progress_display
 from adadagrad.cli.weights import load_weights
@@ -135,6 +135,8 @@ def main(arguments: Sequence[str]) -> int:
     check_data(data)
     with in_flags_of(command):
         check_integer(1, images=command.search.images)
+        check_seed(command.run.seed)
+    _refuse_unused(command, arguments)
     model = _loaded(problem.model, problem.checkpoint, data)
     others = {name: _loaded(name.rpartition(":")[0], _path(name), data) for name in problem.transfer}
     directory = new_directory(command.run.out, "perturb")
@@ -200,7 +202,22 @@ def find(command: PerturbCommand, model: nn.Module, data: DataSource) -> Perturb
 def _loaded(name: str, checkpoint: Path, data: DataSource) -> nn.Module:
     model = make_model(name, data)
     load_weights(model, checkpoint)
+    check_fit(model, name, data, trains=False)
     return model.eval()
+
+
+def _refuse_unused(command: PerturbCommand, arguments: Sequence[str]) -> None:
+    """Refuse flags that change nothing beside the others."""
+    search = command.search
+    inner = (search.method in ("sga", "aggregation"), "--method sga or aggregation")
+    searched = (search.method != "random", "another --method")
+    cut = (
+        search.method != "random" and search.loss == "clamped_ce" and search.target is None,
+        "--loss clamped_ce without --target",
+    )
+    names = ("epochs", "images", "large_batch", "loss", "momentum", "target")
+    readers = {"k": inner, "small_batch": inner, "beta": cut, **dict.fromkeys(names, searched)}
+    refuse_unread(arguments, readers)
 
 
 def _path(name: str) -> Path:

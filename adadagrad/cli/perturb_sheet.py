@@ -78,9 +78,9 @@ def _pictures(model: nn.Module, perturbation: Perturbation, images: Sequence[Ten
     """The perturbation enlarged to its whole range, and images without and with it, with what the model says."""
     clean = torch.stack(list(images)).float()
     changed = perturbation.apply(clean.to(perturbation.delta.dtype)).float()
-    device = next((param.device for param in model.parameters()), clean.device)
+    like = next(model.parameters(), clean)
     with torch.no_grad():
-        before, after = (model(some.to(device)).argmax(1).tolist() for some in (clean, changed))
+        before, after = (model(some.to(like.device, like.dtype)).argmax(1).tolist() for some in (clean, changed))
     moved = [place for place, (one, two) in enumerate(zip(before, after, strict=True)) if one != two]
     kept = [place for place in range(len(before)) if place not in moved]
     half = min(SHOWN // 2, len(moved))

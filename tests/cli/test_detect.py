@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from adadagrad.cli import detect as detect_module
 from adadagrad.cli import main
 from tests.cli.neighbours import page_of, rows_of
 
@@ -57,6 +58,8 @@ def test_random_takes_the_share_of_the_threshold_before_it_or_its_own() -> None:
     rows = detect("--policies", "threshold", "random", "--tau", "2", out="matched")
     assert all(stitched(rows, "threshold"))
     assert all(stitched(rows, "random"))
+    other_way = detect("--policies", "random", "threshold", "--tau", "2", out="other")
+    assert all(stitched(other_way, "random"))
 
 
 @pytest.mark.parametrize(
@@ -85,19 +88,33 @@ def test_no_small_objects_at_all() -> None:
     assert rows[0]["stitched"]
 
 
+def test_a_loss_that_is_not_finite_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(detect_module, "HIGHEST_RATE", 1e38)
+    assert main(["detect", *SHORT, "--policies", "never", "--lr", "1e30", "--out", "run"]) == 2
+    assert "under never is not finite: lower --lr" in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--policies", "sometimes"], "unknown policies 'sometimes'"),
         (["--policies", "never", "never"], "--policies must be different ones"),
         (["--tau", "-1"], "--tau must be >= 0, got -1.0"),
-        (["--ema", "1"], "--ema must be >= 0 and below 1, got 1.0"),
+        (["--policies", "smoothed", "--ema", "1"], "--ema must be >= 0 and below 1, got 1.0"),
         (["--p", "2"], "--p must be between 0 and 1, got 2.0"),
         (["--steps", "0"], "--steps must be >= 1, got 0"),
         (["--batch", "0"], "--batch must be >= 1, got 0"),
         (["--lr", "0"], "--lr must be > 0, got 0.0"),
         (["--small-scenes", "2"], "--small-scenes must be between 0 and 1, got 2.0"),
         (["--scenes", "10"], "--batch must be at most a quarter of the scenes, got 8 of 10"),
+        (["--policies", "never", "--p", "0.3"], "--p is not used here: leave it out, or choose --policies random"),
+        (["--policies", "never", "--tau", "0.3"], "--tau is not used here"),
+        (["--ema", "0.3"], "--ema is not used here: leave it out, or choose --policies smoothed"),
+        (["--lr", "1e300"], "--lr must be at most 1e+06, got 1e+300"),
+        (["--seed", "9" * 25], "--seed must be below 2**63"),
         (["--seed", "-1"], "--seed must be >= 0, got -1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

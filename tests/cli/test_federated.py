@@ -21,9 +21,25 @@ for package in ("tyro", "sklearn", "matplotlib", "jinja2"):
 SHORT = ["--clients", "8", "--rounds", "6", "--evaluations", "2"]
 
 
+OWN = """
+from torch import nn
+def make(outputs):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, outputs))
+def frozen():
+    return make(10).requires_grad_(False)
+def narrow():
+    return make(3)
+def halved():
+    return make(10).bfloat16()
+"""
+
+
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "neighbours_own.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "neighbours_own", raising=False)
     return tmp_path
 
 
@@ -97,8 +113,16 @@ def test_a_flag_changes_the_weights(arguments: list[str]) -> None:
         (["--clients", "5000"], "--clients must be at most the 1437 examples there are, got 5000"),
         (["--concentration", "0"], "--concentration must be > 0, got 0.0"),
         (["--server", "adamota"], "unknown server 'adamota': did you mean adam-ota"),
-        (["--server", "fedavg", "--power", "2"], "--power and --follow-tail are not used with --server fedavg"),
-        (["--local-lr", "1"], "--local-lr is not used with --message gradient"),
+        (["--server", "fedavg", "--power", "2"], "--power is not used here: leave it out, or choose --server adam-ota"),
+        (["--server", "sgd"], "unknown server 'sgd'"),
+        (["--local-lr", "1"], "--local-lr is not used here: leave it out, or choose --message drift"),
+        (["--message", "drift", "--local-lr", "-1"], "--local-lr must be > 0, got -1.0"),
+        (["--noise-scale", "0", "--tail-index", "1.2"], "--tail-index is not used here"),
+        (["--seed", "9" * 25], "--seed must be below 2**63"),
+        (["--model", "neighbours_own:frozen"], "has no parameter that requires a gradient"),
+        (["--model", "neighbours_own:narrow"], "class numbers of --data digits go up to 9: give the model 10 outputs"),
+        (["--model", "neighbours_own:halved"], "neighbours_own:halved, given training inputs of shape"),
+        (["--lr", "1e300", "--rounds", "2"], "--model logistic, in training, raised"),
         (["--share", "0"], "--share must be above 0 and at most 1, got 0.0"),
         (["--drop-out", "2"], "--drop-out must be between 0 and 1, got 2.0"),
         (["--rounds", "0"], "--rounds must be >= 1, got 0"),
@@ -114,6 +138,15 @@ def test_a_mistake_is_one_line(arguments: list[str], message: str, capsys: pytes
     assert message in error
     assert error.count("\n") == 1
     assert not Path("runs").exists() or not list(Path("runs").iterdir())
+
+
+def test_weights_that_are_not_finite_any_more_end_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--server", "fedavg", "--lr", "1e38", "--rounds", "30", "--clients", "5", "--noise-scale", "10"]
+    assert main(["federated", *arguments, "--out", "run"]) == 2
+    assert "the weights are not finite any more: lower --lr" in capsys.readouterr().err
+    rows = rows_of(Path("run"))
+    assert len(rows) < 30
+    assert rows[-1]["accuracy"] is not None
 
 
 def test_ctrl_c_leaves_what_was_done(folder: Path) -> None:

@@ -69,7 +69,7 @@ def test_numbers_file_and_page(models: Path, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     "arguments",
     [
-        *([["--method", name] for name in ("spgd", "aggregation", "random")]),
+        *([["--method", name] for name in ("spgd", "aggregation")]),
         ["--eps", "0.05"],
         ["--images", "60"],
         ["--epochs", "3"],
@@ -107,6 +107,14 @@ def test_beta_cuts_the_loss_off(models: Path) -> None:
         (["--images", "0"], "--images must be >= 1"),
         (["--momentum", "1"], "--momentum must be"),
         (["--target", "12"], "--target"),
+        (
+            ["--method", "random", "--epochs", "3"],
+            "--epochs is not used here: leave it out, or choose another --method",
+        ),
+        (["--method", "spgd", "--k", "3"], "--k is not used here: leave it out, or choose --method sga"),
+        (["--loss", "neg_logit", "--beta", "3"], "--beta is not used here"),
+        (["--seed", "9" * 25], "--seed must be below 2**63"),
+        (["--model", "cnn"], "is of another model"),
         (["--transfer", "mlp"], "--transfer mlp: expected model:checkpoint"),
         (["--checkpoint", "none.pt"], "--checkpoint none.pt does not exist"),
     ],
