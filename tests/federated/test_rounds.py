@@ -66,6 +66,7 @@ def test_a_round_is_the_channel_and_then_the_optimizer() -> None:
         assert records[number - 1].grad_norm == pytest.approx(math.sqrt(sum(h.square().sum() for h in heard.values())))
     assert torch.equal(weights(server), weights(other))
     assert [r.answered for r in records] == [(0, 1, 2, 3, 4, 5)] * 3
+    assert all(p.grad is None for p in server.model.parameters())
 
 
 def test_it_learns_through_heavy_tails_where_plain_averaging_does_not() -> None:
