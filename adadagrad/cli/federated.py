@@ -18,22 +18,20 @@ from torch.utils.data import Subset
 from adadagrad.cli.arguments import read_flags
 from adadagrad.cli.data import DataSource, load_data
 from adadagrad.cli.directory import new_directory, remove_if_empty
-from adadagrad.cli.evaluation import EVALUATION_BATCH_SIZE
+from adadagrad.cli.evaluation import Evaluator
 from adadagrad.cli.federated_arguments import DRIFT_ONLY, SERVERS, WITH_POWER, FederatedCommand
+from adadagrad.cli.federated_sheet import federated_sheet
 from adadagrad.cli.fit import check_data, check_fit
 from adadagrad.cli.interrupt import Interrupt
 from adadagrad.cli.names import find, make_model
-from adadagrad.cli.outcome import check_seed, choices, in_flags_of, refuse_unread, write_outcome
+from adadagrad.cli.outcome import check_seed, in_flags_of, refuse_unread, write_outcome
 from adadagrad.cli.own_code import own_code
 from adadagrad.cli.progress import progress_display
 from adadagrad.core.checks import check_at_least, check_fraction, check_integer
 from adadagrad.core.errors import NonFiniteGradient
 from adadagrad.core.mixing import seed_for
 from adadagrad.federated import Channel, LocalWork, Server, dirichlet_split, simulate
-from adadagrad.federated.clients import batches
 from adadagrad.federated.simulation import asked_clients
-from adadagrad.report.sheet import Curve, Sheet, chart
-from adadagrad.report.table import Table
 
 DROPPING = 3
 """Word that keeps the rehearsal of drop-outs apart from other draws of a seed."""
@@ -144,7 +142,7 @@ def train(
     """
     run = command.run
     rows: list[dict[str, Any]] = []
-    accuracy = None
+    evaluator = Evaluator(data.held_out, data.split, run.rounds, run.evaluations)
     progress = progress_display("federated", run.rounds)
     with closing(progress), Interrupt() as interrupt:
         for number in range(1, run.rounds + 1):
@@ -159,10 +157,9 @@ def train(
                 first_round=number,
                 drops_out=lambda at, client: _drops(command, at, client),
             )[0]
-            due = number * run.evaluations // run.rounds > (number - 1) * run.evaluations // run.rounds
             broken = not all(bool(param.isfinite().all()) for param in server.model.parameters())
-            last = number == run.rounds or interrupt.requested or broken
-            accuracy = _accuracy(server.model, data) if due or last else None
+            due = evaluator.is_due(number - 1, number) or interrupt.requested or broken
+            accuracy = evaluator(server.model)[f"{data.split}/accuracy"] if due else None
             rows.append(_row(asdict(record), accuracy))
             norm = "-" if record.grad_norm is None else f"{record.grad_norm:.3g}"
             shown = next((row["accuracy"] for row in reversed(rows) if row["accuracy"] is not None), None)
@@ -171,51 +168,6 @@ def train(
             if interrupt.requested or broken:
                 break
     return not interrupt.requested, rows
-
-
-def federated_sheet(command: FederatedCommand, rows: Sequence[dict[str, Any]]) -> Sheet:
-    """Return what the page of a run holds.
-
-    Args:
-        command: What the user chose.
-        rows: One a round, at least one.
-
-    Returns:
-        The sheet.
-    """
-    evaluated = [row for row in rows if row["accuracy"] is not None]
-    heard = [row for row in rows if row["grad_norm"]]
-    rounds, accuracy = [row["round"] for row in evaluated], [row["accuracy"] for row in evaluated]
-    figures = [
-        chart(
-            "accuracy",
-            "Accuracy on held-out data",
-            "Under heavy-tailed noise a single round can undo many: look for falls, not only at the last value.",
-            ("round", "accuracy"),
-            [Curve(label=command.server.server, x=rounds, y=accuracy)],
-        )
-    ]
-    if heard:
-        norms = Curve(label="norm", x=[row["round"] for row in heard], y=[row["grad_norm"] for row in heard])
-        reading = "Peaks are rounds in which the channel's noise drowned the clients."
-        figures.append(
-            chart("heard", "Norm of what the server heard", reading, ("round", "norm"), [norms], spread=True)
-        )
-    tailed = [row for row in rows if row["tail_index"] is not None]
-    if tailed:
-        index = Curve(label="estimate", x=[row["round"] for row in tailed], y=[row["tail_index"] for row in tailed])
-        reading = f"From differences of successive rounds; the channel's own is {command.channel.tail_index}."
-        figures.append(chart("tail", "Estimated tail index", reading, ("round", "tail index"), [index]))
-    lost = sum(len(row["left_out"]) for row in rows)
-    cells = [str(len(rows)), f"{accuracy[-1]:.3f}", f"{max(accuracy):.3f}", str(lost)]
-    table = Table(headings=["rounds", "last accuracy", "best", "answers left out"], cells=[cells], notes=[])
-    return Sheet(
-        title=f"{command.problem.model} on {command.problem.data}, {command.problem.clients} clients over the air",
-        sentences=[f"Server step {command.server.server}, tail index of the channel {command.channel.tail_index}."],
-        tables=[("What was reached", table)],
-        figures=figures,
-        settings=choices(command),
-    )
 
 
 def _row(record: dict[str, Any], accuracy: float | None) -> dict[str, Any]:
@@ -239,17 +191,6 @@ def _loss(model: nn.Module, batch: Any) -> Tensor:
 def _drops(command: FederatedCommand, round_number: int, client: int) -> bool:
     drawn = (seed_for(command.run.seed, DROPPING, round_number, client) >> 11) * 2.0**-53
     return drawn < command.client.drop_out
-
-
-def _accuracy(model: nn.Module, data: DataSource) -> float:
-    right, size = 0, len(data.held_out)  # type: ignore[arg-type]
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
-    with torch.no_grad():
-        for inputs, labels in batches(data.held_out, torch.arange(size), EVALUATION_BATCH_SIZE):
-            right += int((model(inputs.to(device)).argmax(1) == labels.to(device)).sum())
-    model.train(was_training)
-    return right / size
 
 
 @contextmanager

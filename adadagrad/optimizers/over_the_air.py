@@ -25,6 +25,15 @@ class AbstractOverTheAir(AbstractOptimizer):
             group: Options.
         """
 
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Refuse what is out of range of the options that both have.
+
+        Args:
+            options: Of a group.
+        """
+        check_at_least(0, lr=options["lr"], eps=options["eps"], weight_decay=options["weight_decay"])
+        check_tail_index(alpha=options["alpha"])
+
     def update(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """Move some parameters of a group: smooth, take in the power, step.
 
@@ -144,8 +153,7 @@ class OverTheAirAdaGrad(AbstractOverTheAir):
         Args:
             options: Of a group.
         """
-        check_at_least(0, lr=options["lr"], eps=options["eps"], weight_decay=options["weight_decay"])
-        check_tail_index(alpha=options["alpha"])
+        super().check(options)
         check_below_one(beta1=options["beta1"])
 
     def weights(self, group: Mapping[str, Any]) -> tuple[float, float, float]:
@@ -215,8 +223,7 @@ class OverTheAirAdam(AbstractOverTheAir):
         Args:
             options: Of a group.
         """
-        check_at_least(0, lr=options["lr"], eps=options["eps"], weight_decay=options["weight_decay"])
-        check_tail_index(alpha=options["alpha"])
+        super().check(options)
         check_betas("betas", options["betas"])
 
     def weights(self, group: Mapping[str, Any]) -> tuple[float, float, float]:
