@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from adadagrad.batching import Assembler, make_plan, make_source
-from adadagrad.batching.trees import map_leaves
 from adadagrad.checkpoint import CheckpointStore
 from adadagrad.checkpoint.store import read, write
 from adadagrad.core.checks import check_choice, check_integer, check_positive
 from adadagrad.core.errors import CorruptCheckpoint, InvalidArgument
 from adadagrad.core.mixing import seed_for
 from adadagrad.core.protocols import BatchSizePolicy, LearningRateRule, LearningRateSchedule
-from adadagrad.core.records import BatchPlan
 from adadagrad.core.settings import Bounds, Measure
 from adadagrad.engine.arguments import (
     check_optimizer,
@@ -37,17 +34,24 @@ from adadagrad.engine.gradients import Gradients
 from adadagrad.engine.learning_rate import LearningRate
 from adadagrad.engine.local_step import LeftOut
 from adadagrad.engine.log_records import metrics_record
-from adadagrad.engine.loop import begin, every_step, next_step
+from adadagrad.engine.loop import begin, every_step
 from adadagrad.engine.measuring import Measuring
 from adadagrad.engine.retry import Changing
 from adadagrad.engine.run_log import RunLog
-from adadagrad.engine.saving import as_now, checkpoint, engine_state, restore_engine, resume
+from adadagrad.engine.saving import (
+    as_now,
+    checkpoint,
+    engine_state,
+    progress_state,
+    restore_engine,
+    restore_progress,
+    resume,
+)
 from adadagrad.engine.scaling import LossScale
-from adadagrad.engine.splitting import Share, Split
+from adadagrad.engine.splitting import Share
 from adadagrad.engine.step import Step
 from adadagrad.parallel import AbstractParallel, recognise
 from adadagrad.policies.bounds import check_bounds
-from adadagrad.statistics.compiled import let_batch_size_vary
 
 
 class AdaptiveBatch:
@@ -237,55 +241,6 @@ class AdaptiveBatch:
         """How much of `total_samples` is done, in examples: `samples_seen`, or what the rate's rule counts instead."""
         return self.learning_rate.progress
 
-    def micro_batches(self, sizes: tuple[int, ...]) -> Iterator[Any]:
-        """Return the next examples of the stream on the model's device; for `Step`.
-
-        Args:
-            sizes: Examples in each micro-batch.
-
-        Returns:
-            An iterator over batches of these sizes.
-        """
-        batches = self._assembler.take(sizes)
-        if self.device.type == "cpu" and not self._compiled:
-            return batches
-        return (map_leaves(self._moved, (batch,)) for batch in batches)
-
-    def plan_again(self, micro_batch_size: int) -> tuple[BatchPlan, Split]:
-        """Take back what the step in progress has done and plan it with smaller micro-batches; for `Step`.
-
-        Args:
-            micro_batch_size: Most examples in one forward from now on.
-
-        Returns:
-            The plan, and this rank's micro-batches.
-        """
-        self.measuring.undo()
-        self._gradients.clear()
-        self._assembler.seek(self.samples_drawn)
-        self.micro_batch_size = micro_batch_size
-        self.memory_retries += 1
-        warnings.warn(
-            f"memory ran out in step {self.steps + 1}, which is repeated with micro_batch_size={micro_batch_size}; "
-            "the global batch stays",
-            stacklevel=3,
-        )
-        again = next_step(self)
-        return again.plan, again.split
-
-    def abandon(self, step: Step) -> None:
-        """Undo a step that is not finished: forget its gradient and let its examples come again; for `Step`.
-
-        Args:
-            step: The engine's step. Nothing is left to undo where it is finished.
-        """
-        if not step.finished:
-            step.undo()
-            self.measuring.undo()
-            self._gradients.clear()
-            self._assembler.seek(self.samples_drawn)
-        self._step = None
-
     def log(self, metrics: Mapping[str, float]) -> None:
         """Add a line of metrics to run.jsonl, at the present number of samples.
 
@@ -331,6 +286,30 @@ class AdaptiveBatch:
                 learning-rate rule, or `log_dir` holds the log of another run.
         """
         restore_engine(self, state)
+
+    def progress_state(self) -> dict[str, Any]:
+        """Return `state_dict` without the model and the optimizer, where somebody else saves those two.
+
+        Returns:
+            Nested dicts and lists of tensors, numbers and words.
+
+        Raises:
+            StepError: A step is in progress.
+            InvalidArgument: The optimizer keeps a state of its own on every rank, which nobody else would save.
+        """
+        return progress_state(self)
+
+    def load_progress_state(self, state: Mapping[str, Any]) -> None:
+        """Continue where `progress_state` was taken, once model and optimizer are as they were then.
+
+        Args:
+            state: What `progress_state` returned.
+
+        Raises:
+            StepError: A step is in progress.
+            InvalidArgument: As for `load_state_dict`.
+        """
+        restore_progress(self, state)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a file, whole or not at all; to be called on every rank, of which the first one writes.
@@ -392,9 +371,5 @@ class AdaptiveBatch:
         """
         parallel = self.parallel
         apart = parallel.gradient != "shared"
-        return Share(self._assembler.source.order, self.samples_drawn, size, parallel.aligned, apart)
-
-    def _moved(self, path: tuple[str, ...], leaves: Sequence[Any]) -> Any:
-        leaf = leaves[0]
-        moved = leaf.to(self.device, non_blocking=True) if isinstance(leaf, Tensor) else leaf
-        return let_batch_size_vary(moved) if self._compiled else moved
+        whole = parallel.whole > 0
+        return Share(self._assembler.source.order, self.samples_drawn, size, parallel.aligned or whole, apart, whole)

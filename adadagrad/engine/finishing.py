@@ -4,36 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adadagrad.batching import make_plan
 from adadagrad.core.errors import NonFiniteGradient
 from adadagrad.core.optimizing import Reevaluating
 from adadagrad.core.records import Decision, GradientStatistics, Observation
-from adadagrad.engine.agreement import agree
 from adadagrad.engine.deciding import Answer, decide
 from adadagrad.engine.local_step import Late, apply, meet, meet_late, own_part, what_is_not_finite
 from adadagrad.engine.log_records import rate_fields, step_record, times
+from adadagrad.engine.preparing import Prepared, Seen, prepare_step
 from adadagrad.engine.replay import ReplayNotFinite, apply_update
 from adadagrad.engine.saving import save_if_due
 
 if TYPE_CHECKING:
     from adadagrad.engine.adaptive_batch import AdaptiveBatch
     from adadagrad.engine.step import Step
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """What a step has shown.
-
-    Args:
-        own: Its own statistics; None where it was not measured.
-        combined: What the policy reads of it: the same, or combined with steps before; None where there is nothing yet.
-    """
-
-    own: GradientStatistics | None = None
-    combined: GradientStatistics | None = None
 
 
 MAX_SKIPPED = 50
@@ -60,41 +46,40 @@ def finish_step(engine: AdaptiveBatch, step: Step) -> Decision:
     """
     if engine.parallel.gradient == "local":
         return _finish_local_step(engine, step)
-    gradients = engine._gradients
-    agreed = agree(engine, step, stop=engine.stop_requested, failure=engine.measuring.failure)
-    engine.stop_agreed |= agreed.stop
-    step.mean.refuse_weightless()
-    gradients.correct(step.correction)
-    loss = step.loss
-    norm = gradients.norm()
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        return _skip(engine, step, loss)
-    seen, reason = Seen(), "not measured"
-    if step.measured:
-        statistics, reason = engine.measuring.finish(
-            step.global_batch_size,
-            step.weight_sq_sum,
-            step.correction / engine.parallel.ranks.count,
-            agreed.failure,
-        )
-        if statistics is not None:
-            engine.learning_rate.measured(statistics)
-            combined, reason = engine.measuring.combine(statistics)
-            seen = Seen(own=statistics, combined=combined)
-    if engine.max_grad_norm is not None:
-        gradients.clip(norm, engine.max_grad_norm)
-    try:
-        apply_update(engine, step)
-    except ReplayNotFinite:
-        if engine.on_nonfinite == "stop" or not isinstance(engine.optimizer, Reevaluating):
-            raise
-        return _skip(engine, step, math.nan)
+    prepared = prepare_step(engine, step)
+    if prepared.finite:
+        try:
+            apply_update(engine, step)
+        except ReplayNotFinite:
+            if engine.on_nonfinite == "stop" or not isinstance(engine.optimizer, Reevaluating):
+                raise
+            return _skip(engine, step, math.nan)
+    return complete_step(engine, step, prepared)
+
+
+def complete_step(engine: AdaptiveBatch, step: Step, prepared: Prepared) -> Decision:
+    """Count a step that the optimizer has made, or leave it out, and decide; called by `Step.complete`.
+
+    Args:
+        engine: The engine.
+        step: Its step.
+        prepared: What `prepare_step` has returned.
+
+    Returns:
+        The step's record.
+
+    Raises:
+        NonFiniteGradient: Loss or gradient is not finite and ``on_nonfinite="stop"``, or `MAX_SKIPPED` steps in a
+            row were skipped.
+    """
+    if not prepared.finite:
+        return _skip(engine, step, prepared.loss)
     _count(engine, step)
     engine.scaling.move(finite=True)
     engine.samples_seen += step.global_batch_size
     engine.learning_rate.advance()
     engine._skipped_in_a_row = 0
-    decision = _decide(engine, step, loss, seen, reason)
+    decision = _decide(engine, step, prepared.loss, prepared.seen, prepared.reason)
     if engine.steps - engine.skipped == 1:
         engine.measuring.check_second_moments()
     return decision

@@ -6,11 +6,10 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from adadagrad.batching import make_plan
 from adadagrad.core.errors import StepError
-from adadagrad.engine.deciding import is_final
 from adadagrad.engine.local_step import settle
 from adadagrad.engine.log_records import end_record, start_record
+from adadagrad.engine.planning import abandon, plan_next
 from adadagrad.engine.step import Step
 from adadagrad.engine.stopping import leave_if_agreed, stopping
 from adadagrad.statistics.compiled import compiled_modules
@@ -60,7 +59,7 @@ def every_step(engine: AdaptiveBatch) -> Iterator[Step]:
             engine._log.write("end", end_record(engine))
         finally:
             if engine._step is not None:
-                engine.abandon(engine._step)
+                abandon(engine, engine._step)
             engine._assembler.source.close()
             engine._log.close()
 
@@ -78,24 +77,10 @@ def begin(engine: AdaptiveBatch) -> None:
 
 
 def next_step(engine: AdaptiveBatch) -> Step:
-    """Plan the step that comes next; nothing is read yet.
+    """Return the step that comes next; nothing is read yet.
 
     Args:
         engine: The engine, between two steps.
-
-    Returns:
-        The step.
     """
-    size = engine.global_batch_size
-    if not engine.learning_rate.counts_progress:
-        size = min(size, engine.total_samples - engine.samples_seen)
-    if engine.epoch_boundary == "short":
-        size = min(size, engine._assembler.until_epoch_end)
-    whole = size == engine.global_batch_size
-    final = is_final(engine.policy, engine.global_batch_size, engine.bounds, engine.max_batch_size)
-    parallel = engine.parallel
-    wanted = whole and parallel.meets and (not final or engine.measuring.rate_needs)
-    plan = make_plan(engine.global_batch_size, engine.micro_batch_size, parallel.ranks.count)
-    number = parallel.occasion(engine.steps + 1)
-    split = engine.measuring.split(number, engine.share(size), engine.micro_batch_size, wanted=wanted)
+    plan, size, split = plan_next(engine)
     return Step(engine, engine.steps + 1, plan, size, split)

@@ -56,6 +56,7 @@ class Measuring:
     ) -> None:
         model = parallel.module
         self._ranks = parallel.ranks
+        self._whole = parallel.whole
         self._apart = parallel.gradient == "local" and parallel.ranks.count > 1
         self.rate_needs = rate is not None and bool(rate.needs)
         self.settings = Measure() if measure is None else measure
@@ -323,7 +324,7 @@ class Measuring:
 
     def _smallest(self, estimator: AbstractEstimator) -> int:
         apart = self._apart or (self._request.gradient == "sharded" and isinstance(estimator, MicroBatch))
-        return smallest_batch(estimator, errors=self._errors, ranks=self._ranks.count, apart=apart)
+        return smallest_batch(estimator, errors=self._errors, ranks=self._ranks.count, apart=apart, whole=self._whole)
 
     def _open(self, estimator: AbstractEstimator) -> AbstractInstrument:
         if self._apart and not isinstance(estimator, Worker):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from adadagrad.core.errors import OutOfMemory
+from adadagrad.engine.planning import plan_again
 from adadagrad.engine.replay import KeptBatch, LossFunction, Replay, loss_and_weight
 from adadagrad.engine.retry import Snapshot, advice, is_out_of_memory
 
@@ -37,7 +38,7 @@ def run(step: Step, loss_function: LossFunction) -> None:
                 "the step ran out of memory, and a buffer that had never changed before has changed in it, so that it "
                 f"cannot be repeated: {advice(_largest(step))}"
             )
-        step.begin(*engine.plan_again((_largest(step) + 1) // 2))
+        step.begin(*plan_again(engine, (_largest(step) + 1) // 2))
         snapshot.restore()
     if kept is not None:
         step.again = Replay(step, loss_function, kept, snapshot)

@@ -36,20 +36,42 @@ def engine_state(engine: AdaptiveBatch) -> dict[str, Any]:
     Raises:
         StepError: A step is in progress.
     """
-    if engine._step is not None and not engine._step.finished:
-        raise StepError("a step is in progress: save after step.update()")
+    _refuse_unfinished(engine)
     parallel = engine.parallel
-    if not parallel.together:
-        raise StepError(
-            "the ranks are in the middle of a round of local steps, and their models differ: save after a step in "
-            "which engine.parallel.together holds, or call engine.parallel.finish() on all ranks first"
-        )
     optimizer = engine.optimizer.state_dict()
     own = parallel.own_optimizer_state or _differs(engine, parallel.ranks.count)
     return {
         "model": engine.parallel.module.state_dict(),
         "optimizer": parallel.ranks.gather(optimizer) if own else optimizer,
-        "parallel": parallel.state_dict(),
+        **_progress(engine),
+    }
+
+
+def progress_state(engine: AdaptiveBatch) -> dict[str, Any]:
+    """Return what resuming needs beside model and optimizer; see `AdaptiveBatch.progress_state`.
+
+    Args:
+        engine: The engine, between two steps.
+
+    Returns:
+        Nested dicts and lists of tensors, numbers and words.
+
+    Raises:
+        StepError: A step is in progress.
+        InvalidArgument: The optimizer's state differs between ranks.
+    """
+    _refuse_unfinished(engine)
+    if engine.parallel.own_optimizer_state or _differs(engine, engine.parallel.ranks.count):
+        raise InvalidArgument(
+            f"{type(engine.optimizer).__name__} keeps a state of its own on every rank here, of which a trainer saves "
+            "one: save with engine.save(path)"
+        )
+    return _progress(engine)
+
+
+def _progress(engine: AdaptiveBatch) -> dict[str, Any]:
+    return {
+        "parallel": engine.parallel.state_dict(),
         "grad_scaler": engine.scaling.state_dict(),
         "random": engine.parallel.ranks.gather(random_states()),
         "stream": engine._assembler.state_dict(),
@@ -66,6 +88,17 @@ def engine_state(engine: AdaptiveBatch) -> dict[str, Any]:
     }
 
 
+def _refuse_unfinished(engine: AdaptiveBatch) -> None:
+    """Refuse to save in the middle of a step or of a round."""
+    if engine._step is not None and not engine._step.finished:
+        raise StepError("a step is in progress: save after step.update()")
+    if not engine.parallel.together:
+        raise StepError(
+            "the ranks are in the middle of a round of local steps, and their models differ: save after a step in "
+            "which engine.parallel.together holds, or call engine.parallel.finish() on all ranks first"
+        )
+
+
 def restore_engine(engine: AdaptiveBatch, state: Mapping[str, Any]) -> None:
     """Continue where a state was taken, and cut the log back to there; see `AdaptiveBatch.load_state_dict`.
 
@@ -80,11 +113,7 @@ def restore_engine(engine: AdaptiveBatch, state: Mapping[str, Any]) -> None:
     """
     if engine._step is not None and not engine._step.finished:
         raise StepError("a step is in progress: load after step.update(), or outside the loop")
-    missing = [name for name in ENTRIES if name not in state]
-    if missing:
-        raise InvalidArgument(f"state lacks {', '.join(missing)}: give what engine.state_dict() returned")
-    engine.learning_rate.refuse_other(state["learning_rate"])
-    engine._log.refuse_other(state["log"])
+    _refuse_unfit(engine, state, ENTRIES)
     optimizer = _own_optimizer_state(engine, state["optimizer"])
     engine._assembler.load_state_dict(state["stream"])
     like = as_now(engine)
@@ -102,6 +131,38 @@ def restore_engine(engine: AdaptiveBatch, state: Mapping[str, Any]) -> None:
         ) from error
     if isinstance(engine.optimizer, Extrapolating) and _other_ranks(engine, state["optimizer"]):
         engine.optimizer.forget_local_gradients()
+    _take_progress(engine, state)
+
+
+def restore_progress(engine: AdaptiveBatch, state: Mapping[str, Any]) -> None:
+    """Continue where `progress_state` was taken; see `AdaptiveBatch.load_progress_state`.
+
+    Args:
+        engine: An engine on the same model, optimizer, data set and seed, the first two as they were then.
+        state: What `progress_state` returned, or `engine_state`.
+
+    Raises:
+        StepError: A step is in progress.
+        InvalidArgument: As for `restore_engine`.
+    """
+    if engine._step is not None and not engine._step.finished:
+        raise StepError("a step is in progress: load after step.update(), or outside the loop")
+    _refuse_unfit(engine, state, ENTRIES[2:])
+    engine._assembler.load_state_dict(state["stream"])
+    _take_progress(engine, state)
+
+
+def _refuse_unfit(engine: AdaptiveBatch, state: Mapping[str, Any], entries: tuple[str, ...]) -> None:
+    """Refuse a state that lacks something, or belongs to another rate or log."""
+    missing = [name for name in entries if name not in state]
+    if missing:
+        raise InvalidArgument(f"state lacks {', '.join(missing)}: give what engine.state_dict() returned")
+    engine.learning_rate.refuse_other(state["learning_rate"])
+    engine._log.refuse_other(state["log"])
+
+
+def _take_progress(engine: AdaptiveBatch, state: Mapping[str, Any]) -> None:
+    """Take over everything but model, optimizer and place in the stream, and cut the log back."""
     engine.learning_rate.load_state_dict(state["learning_rate"], samples_seen=state["samples_seen"])
     engine.measuring.load_state_dict(state["measuring"])
     cap = engine.max_batch_size - engine.max_batch_size % engine.bounds.multiple_of

@@ -23,6 +23,7 @@ class Share:
         size: Examples of the step, over all ranks.
         aligned: Whether all ranks must run as many micro-batches.
         apart: Whether each rank makes as many units as if it were alone: under local steps, and of a sharded model.
+        whole: Whether every micro-batch has `micro_batch_size` examples, but a rank's last one of an epoch.
     """
 
     order: SampleOrder
@@ -30,6 +31,7 @@ class Share:
     size: int
     aligned: bool = False
     apart: bool = False
+    whole: bool = False
 
     def of(self, count: int, rank: int | None = None) -> int:
         """Return how many of the stretch's first `count` examples are a rank's; None for this one's."""
@@ -95,7 +97,7 @@ def plain_split(estimator: AbstractEstimator, share: Share, micro_batch_size: in
 
     # Where examples mix, a rest of one example would fail in BatchNorm, and a small one would be noisy there.
     def cut(size: int) -> Sizes:
-        even = isinstance(estimator, MicroBatch | Worker)
+        even = isinstance(estimator, MicroBatch | Worker) and not share.whole
         return split_units(size, micro_batch_size, 1) if even else split_batch(size, micro_batch_size)
 
     return Split(share.cut(0, share.size, cut) or (0,), several=share.most > micro_batch_size)
@@ -121,6 +123,9 @@ def measured_split(
     if isinstance(estimator, Worker):
         plain = plain_split(estimator, share, micro_batch_size)
         return replace(plain, measured=len(plain.sizes))
+    if isinstance(estimator, MicroBatch) and share.whole:
+        plain = plain_split(estimator, share, micro_batch_size)
+        return replace(plain, measured=len(plain.sizes))
     if isinstance(estimator, MicroBatch):
         units = estimator.units if share.apart else -(-estimator.units // ranks)
 
@@ -134,6 +139,8 @@ def measured_split(
         return split_batch(size, micro_batch_size)
 
     part = share.size if max_examples is None else max(max_examples, 2 * ranks)
+    if share.whole:
+        part = -(-part // (micro_batch_size * ranks)) * micro_batch_size * ranks
     if part + ranks > share.size:
         sizes = share.cut(0, share.size, full)
         return Split(sizes, len(sizes), several=share.most > micro_batch_size)
@@ -141,7 +148,9 @@ def measured_split(
     return Split(measured + share.cut(part, share.size, full), len(measured))
 
 
-def smallest_batch(estimator: AbstractEstimator, *, errors: bool = False, ranks: int = 1, apart: bool = False) -> int:
+def smallest_batch(
+    estimator: AbstractEstimator, *, errors: bool = False, ranks: int = 1, apart: bool = False, whole: int = 0
+) -> int:
     """Return the fewest examples that make two units: two examples, or two micro-batches of two.
 
     Args:
@@ -149,11 +158,14 @@ def smallest_batch(estimator: AbstractEstimator, *, errors: bool = False, ranks:
         errors: Whether the measurement must say how sure it is, which takes a third unit.
         ranks: How many ranks share a step; each has at least one example.
         apart: Whether each rank makes as many units as if it were alone.
+        whole: Examples of every micro-batch where none may be split; 0 where they may.
 
     Returns:
         The number of examples.
     """
     units = 3 if errors else 2
     if apart and not isinstance(estimator, Worker):
-        return ranks * smallest_batch(estimator, errors=errors)
+        return ranks * smallest_batch(estimator, errors=errors, whole=whole)
+    if whole and isinstance(estimator, MicroBatch):
+        return max(ranks, units) * whole
     return max(ranks, 2 * units if isinstance(estimator, MicroBatch) else units)

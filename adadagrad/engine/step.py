@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from adadagrad.core.errors import StepError
 from adadagrad.core.records import BatchPlan, Decision
-from adadagrad.engine.finishing import finish_step
+from adadagrad.engine.delivering import micro_batches
+from adadagrad.engine.finishing import complete_step, finish_step
 from adadagrad.engine.mean_loss import MeanLoss, check_loss
+from adadagrad.engine.planning import abandon
+from adadagrad.engine.preparing import Prepared, prepare_step
 from adadagrad.engine.replay import LossFunction, Replay, displaced
 from adadagrad.engine.running import meet, run
 from adadagrad.engine.splitting import Split
@@ -24,7 +28,9 @@ class Step:
     """One optimizer step of an `AdaptiveBatch`, over exactly its planned examples, of which each rank runs its part.
 
     Either ``step.run(loss_function)``, or ``for batch in step: step.backward(loss)``; then ``step.update()``.
-    Made by iterating the engine, not by hand.
+    Made by iterating the engine, not by hand. Where somebody else's trainer has the loop, the backward and the
+    optimizer's step, the same in smaller parts: `open`, `share` and `close` for each micro-batch; `prepare` before
+    clipping, `complete` after the optimizer has stepped.
 
     Args:
         engine: The engine.
@@ -65,6 +71,11 @@ class Step:
         """Whether this rank is at the micro-batch in which the ranks synchronise, where others may wait for it."""
         self._state = "new"
         self._loop: weakref.ref[Generator[Any, None, None]] | None = None  # which ends itself where nobody holds it
+        self._batches: Iterator[Any] = iter(())
+        self._inside, self._around = ExitStack(), ExitStack()  # contexts of a micro-batch, and of all of them
+        self._opened = 0
+        self.prepared: Prepared | None = None
+        """What `prepare` has found; None before."""
 
     @property
     def samples_seen(self) -> int:
@@ -89,47 +100,92 @@ class Step:
         self._refuse_undone()
         if self._state != "new" or self._loop is not None:
             raise StepError("a step can be iterated once: use step.run(...) or one loop over the step, not both")
-        loop = self._contexts()
+        loop = self._micro_batches()
         self._loop = weakref.ref(loop)
         return loop
 
     def undo(self) -> None:
-        """Give the step up: leave every context that its loop is in, also where somebody holds on to the loop."""
+        """Give the step up: leave every context that it is in, also where somebody holds on to its loop."""
         self.undone, self.again = True, None
         loop = None if self._loop is None else self._loop()
         if loop is not None:
             loop.close()
-
-    def _contexts(self) -> Generator[Any, None, None]:
-        """Yield the micro-batches, with the parameters where the optimizer wants its gradient."""
-        self._state = "running"
-        with displaced(self.engine.optimizer):
-            yield from self._micro_batches()
-        self._state = "complete"
+        self._abort()
 
     def _micro_batches(self) -> Generator[Any, None, None]:
-        """Yield the micro-batches, each in the contexts of its measurement and of the ranks' synchronisation."""
-        sizes = self.split.sizes
+        """Yield the micro-batches, each in its contexts."""
+        while self.left:
+            batch = self.open()
+            try:
+                yield batch
+            except BaseException:
+                self._abort()
+                raise
+            self.close()
+
+    @property
+    def left(self) -> int:
+        """How many of this rank's micro-batches have not been opened."""
+        return len(self.split.sizes) - self._opened
+
+    def open(self) -> Any:
+        """Fetch the next micro-batch, and enter the contexts of its measurement and of the ranks' synchronisation.
+
+        Returns:
+            The batch as the data set's collation makes it, on the model's device.
+
+        Raises:
+            StepError: All micro-batches were opened, the latest one was not closed, or the step is undone.
+        """
+        self._refuse_undone()
+        index, sizes = self._opened, self.split.sizes
+        if self._state == "complete" or self._state == "open":
+            raise StepError("no micro-batch can be opened: close the latest one, and open as many as step.left says")
+        if index == 0:
+            self._batches = micro_batches(self.engine, sizes)
+            self._around.enter_context(displaced(self.engine.optimizer))
         instrument, parallel = self.engine.measuring.instrument, self.engine.parallel
-        for index, batch in enumerate(self.engine.micro_batches(sizes)):
+        try:
+            batch = next(self._batches)
             rows = self._rows = sizes[index]
             last, measured = index + 1 == len(sizes), index < self.split.measured
             if last:
                 meet(self)
-            context = parallel.micro_batch(last=last, measured=measured)
             if measured and (rows or parallel.aligned):
-                with instrument.micro_batch(max(rows, 1), self._coefficients), context:
-                    yield batch
-            else:
-                with context:
-                    yield batch
-            if self._done != index + 1:
-                raise StepError(
-                    f"micro-batch {index + 1} of {len(sizes)} had no backward: call step.backward(loss) once for "
-                    "each batch that the step yields"
-                )
-            if index + 1 == self.split.measured < len(sizes):
-                instrument.close_group()
+                self._inside.enter_context(instrument.micro_batch(max(rows, 1), self._coefficients))
+            self._inside.enter_context(parallel.micro_batch(last=last, measured=measured))
+        except BaseException:
+            self._abort()
+            raise
+        self._opened, self._state = index + 1, "open"
+        return batch
+
+    def close(self) -> None:
+        """Leave the contexts of the micro-batch that was opened last, after the backward of its `share`.
+
+        Raises:
+            StepError: None is open, or it had no backward.
+        """
+        if self._state != "open":
+            raise StepError("no micro-batch is open: call step.open() before step.close()")
+        self._inside.close()
+        self._state = "between"
+        if self._done != self._opened:
+            raise StepError(
+                f"micro-batch {self._opened} of {len(self.split.sizes)} had no backward: call step.backward(loss) once "
+                "for each batch that the step yields"
+            )
+        if self._opened == self.split.measured < len(self.split.sizes):
+            self.engine.measuring.instrument.close_group()
+        if not self.left:
+            self._around.close()
+            self._state = "complete"
+
+    def _abort(self) -> None:
+        """Leave every context as an error would."""
+        gone = GeneratorExit()
+        self._inside.__exit__(GeneratorExit, gone, None)
+        self._around.__exit__(GeneratorExit, gone, None)
 
     def backward(self, loss: Tensor, weight: float | Tensor | None = None) -> None:
         """Backward one micro-batch's loss, scaled so that the step's gradient is the mean over its examples.
@@ -144,13 +200,33 @@ class Step:
             LossWithoutGradient: The loss does not require grad.
             InvalidArgument: The loss is not a scalar, or the weights have the wrong shape or are not positive.
         """
-        if self._state != "running" or self._done >= len(self.split.sizes) or self._rows is None:
+        share = self.share(loss, weight)
+        self._done -= 1
+        share.backward()  # type: ignore[no-untyped-call]
+        self._done += 1
+
+    def share(self, loss: Tensor, weight: float | Tensor | None = None) -> Tensor:
+        """Return what is to be differentiated instead of a micro-batch's loss; for who calls backward himself.
+
+        Args:
+            loss: As for `backward`.
+            weight: Likewise.
+
+        Returns:
+            The micro-batch's share of the step's loss, under the provisional scale that `prepare` corrects.
+
+        Raises:
+            StepError: No micro-batch is waiting for a backward, or only some of a step's losses have weights.
+            LossWithoutGradient: The loss does not require grad.
+            InvalidArgument: The loss is not a scalar, or the weights have the wrong shape or are not positive.
+        """
+        if self._state != "open" or self._rows is None:
             raise StepError("no micro-batch is waiting: call step.backward(loss) inside the loop over the step")
         check_loss(loss)
         share = self.mean.add(loss, self._rows, weight)
         self._rows = None
-        (share if self.scale == 1.0 else share * self.scale).backward()  # type: ignore[no-untyped-call]
         self._done += 1
+        return share if self.scale == 1.0 else share * self.scale
 
     def run(self, loss_function: LossFunction) -> None:
         """Run forward and backward of all micro-batches.
@@ -185,19 +261,55 @@ class Step:
             UncoveredParameter: The estimator that was asked for cannot count a parameter; the step is undone.
             BatchCoupledModule: The same, for a model that mixes examples.
         """
-        if self.finished:
-            raise StepError("update was called twice on one step: one update for each step of the engine")
-        self._refuse_undone()
-        if self._state != "complete":
-            raise StepError(
-                f"{len(self.split.sizes) - self._done} of {len(self.split.sizes)} micro-batches are left: loop over "
-                "the whole step (no break), or use step.run(...), before update"
-            )
+        self._refuse_incomplete("update")
         try:
             return finish_step(self.engine, self)
         except BaseException:
-            self.engine.abandon(self)
+            abandon(self.engine, self)
             raise
+
+    def prepare(self) -> Prepared:
+        """Make the gradient ready for the optimizer: agree, correct, measure, clip; for who steps it himself.
+
+        Where loss or gradient is not finite there is no gradient any more, so that the optimizer's step changes
+        nothing.
+
+        Returns:
+            What was found; `finite` says whether there is a gradient.
+
+        Raises:
+            StepError: Micro-batches are left, it was called before, the step is undone, or the optimizer must be
+                stepped by the engine: in local steps and with ``replay``.
+            InvalidArgument: As for `update`.
+            UncoveredParameter: Likewise.
+            BatchCoupledModule: Likewise.
+        """
+        self._refuse_incomplete("prepare")
+        if self.engine.replay or self.engine.parallel.gradient == "local":
+            raise StepError("local steps and replay=True need the engine to step the optimizer: use step.update()")
+        try:
+            self.prepared = prepare_step(self.engine, self)
+            if not self.prepared.finite:
+                self.engine._gradients.clear()
+        except BaseException:
+            abandon(self.engine, self)
+            raise
+        return self.prepared
+
+    def complete(self) -> Decision:
+        """Count the step whose gradient was prepared and given to the optimizer, and decide the next batch size.
+
+        Returns:
+            What was seen and decided.
+
+        Raises:
+            StepError: `prepare` was not called, the step is over, or it is undone.
+            NonFiniteGradient: The loss or gradient is not finite and ``on_nonfinite="stop"``.
+        """
+        self._refuse_undone()
+        if self.prepared is None or self.finished:
+            raise StepError("complete comes once, after step.prepare() and the optimizer's step")
+        return complete_step(self.engine, self, self.prepared)
 
     @property
     def loss(self) -> float:
@@ -218,6 +330,16 @@ class Step:
         """Return the weights with which the examples of the latest micro-batch enter the gradient as it is built."""
         found = self.mean.coefficients()
         return found if self.scale == 1.0 else found * self.scale
+
+    def _refuse_incomplete(self, what: str) -> None:
+        if self.finished or self.prepared is not None:
+            raise StepError(f"{what} was called twice on one step: one update for each step of the engine")
+        self._refuse_undone()
+        if self._state != "complete":
+            raise StepError(
+                f"{len(self.split.sizes) - self._done} of {len(self.split.sizes)} micro-batches are left: loop over "
+                f"the whole step (no break), or use step.run(...), before {what}"
+            )
 
     def _refuse_undone(self) -> None:
         if self.undone:

@@ -29,6 +29,11 @@ class AbstractParallel(abc.ABC):
     aligned: ClassVar[bool]
     """Whether every rank must run as many micro-batches as the others, because a forward is a collective."""
 
+    whole: int = 0
+    """Examples of every micro-batch but a rank's last one of an epoch, where a trainer counts micro-batches, so that
+    none may be split and all ranks must run as many; 0 where the engine cuts as it likes. To be set before the engine
+    is made, with batches that are multiples of it on every rank and ``epoch_boundary="short"``."""
+
     @property
     @abc.abstractmethod
     def module(self) -> nn.Module:

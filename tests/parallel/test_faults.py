@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import adadagrad as ada
 from adadagrad.core.errors import NonFiniteGradient, OutOfMemory
+from adadagrad.engine.planning import plan_again
 from tests.engine.cases import Sizes, make_data, make_engine, make_model, mean_loss, train, weights
 from tests.engine.test_out_of_memory import with_batch_norm
 from tests.ranks import on_ranks
@@ -117,7 +118,7 @@ def one_is_short(rank: int, who: int | None, failing: int, smaller: int | None, 
     loss, failed = mean_loss(engine.model), []
     for step in engine:
         if smaller is not None and step.number == 3:
-            step.begin(*engine.plan_again(smaller))
+            step.begin(*plan_again(engine, smaller))
         done = [0]
 
         def one(batch: Any, step: Any = step, done: list[int] = done) -> torch.Tensor:
