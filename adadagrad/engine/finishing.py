@@ -79,7 +79,7 @@ def complete_step(engine: AdaptiveBatch, step: Step, prepared: Prepared) -> Deci
     engine.samples_seen += step.global_batch_size
     engine.learning_rate.advance()
     engine._skipped_in_a_row = 0
-    decision = _decide(engine, step, prepared.loss, prepared.seen, prepared.reason)
+    decision = _decide(engine, step, prepared.loss, prepared.lr, prepared.seen, prepared.reason)
     if engine.steps - engine.skipped == 1:
         engine.measuring.check_second_moments()
     return decision
@@ -108,7 +108,8 @@ def _finish_local_step(engine: AdaptiveBatch, step: Step) -> Decision:
         engine.samples_seen -= met.examples + late.examples
         engine.learning_rate.take_back(met.examples + late.examples)
         engine.skipped += met.updates + late.updates
-    decision = _decide(engine, step, step.loss if met is None else met.loss, seen, reason)
+    loss = step.loss if met is None else met.loss
+    decision = _decide(engine, step, loss, engine.learning_rate.current, seen, reason)
     if late.ends:
         raise NonFiniteGradient(what_is_not_finite(late.updates, f"the end of step {engine.steps}"))
     if engine.steps == 1:
@@ -125,14 +126,14 @@ def _count(engine: AdaptiveBatch, step: Step) -> None:
     engine._assembler.seek(engine.samples_drawn)
 
 
-def _decide(engine: AdaptiveBatch, step: Step, loss: float, seen: Seen, reason: str) -> Decision:
+def _decide(engine: AdaptiveBatch, step: Step, loss: float, lr: float, seen: Seen, reason: str) -> Decision:
     """Ask the policy, apply the bounds, and write the record."""
     observation = Observation(
         gradient=seen.combined,
         global_batch_size=step.global_batch_size,
         samples_seen=engine.samples_seen,
         loss=loss,
-        lr=engine.learning_rate.current,
+        lr=lr,
         dataset_size=engine.dataset_size,
         loss_average=engine.measuring.averaging.loss(loss) if engine.parallel.meets else None,
     )
@@ -207,7 +208,7 @@ def _record(engine: AdaptiveBatch, step: Step, observation: Observation, answer:
         requested_high=high,
         plan=step.plan,
         next_plan=make_plan(engine.global_batch_size, engine.micro_batch_size, engine.parallel.ranks.count),
-        lr=engine.learning_rate.current,
+        lr=math.nan if observation.lr is None else observation.lr,
         reason=reason,
     )
 

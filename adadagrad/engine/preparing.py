@@ -34,12 +34,14 @@ class Prepared:
     Args:
         loss: Its mean loss.
         norm: The norm of its gradient, before clipping.
+        lr: The learning rate of its first parameter group; a trainer may change it before the step is counted.
         seen: What it has shown.
         reason: Why it has shown nothing.
     """
 
     loss: float
     norm: float
+    lr: float = math.nan
     seen: Seen = Seen()
     reason: str = "not measured"
 
@@ -67,7 +69,7 @@ def prepare_step(engine: AdaptiveBatch, step: Step) -> Prepared:
     engine.stop_agreed |= agreed.stop
     step.mean.refuse_weightless()
     gradients.correct(step.correction)
-    prepared = Prepared(loss=step.loss, norm=gradients.norm())
+    prepared = Prepared(loss=step.loss, norm=gradients.norm(), lr=engine.learning_rate.current)
     if not prepared.finite:
         return prepared
     if step.measured:
@@ -82,7 +84,7 @@ def prepare_step(engine: AdaptiveBatch, step: Step) -> Prepared:
             engine.learning_rate.measured(statistics)
             combined, reason = engine.measuring.combine(statistics)
             seen = Seen(own=statistics, combined=combined)
-        prepared = replace(prepared, seen=seen, reason=reason)
+        prepared = replace(prepared, seen=seen, reason=reason, lr=engine.learning_rate.current)
     if engine.max_grad_norm is not None:
         gradients.clip(prepared.norm, engine.max_grad_norm)
     return prepared
