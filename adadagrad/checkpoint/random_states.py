@@ -18,7 +18,7 @@ def random_states() -> dict[str, Any]:
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         name, keys, position, has_gauss, cached = numpy.random.get_state()
-        states["numpy"] = [name, torch.tensor(keys.tolist()), position, has_gauss, float(cached)]
+        states["numpy"] = [name, torch.from_numpy(keys.astype("int64")), position, has_gauss, float(cached)]
     return states
 
 

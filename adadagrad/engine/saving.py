@@ -43,15 +43,16 @@ def engine_state(engine: AdaptiveBatch) -> dict[str, Any]:
     return {
         "model": engine.parallel.module.state_dict(),
         "optimizer": parallel.ranks.gather(optimizer) if own else optimizer,
-        **_progress(engine),
+        **with_random_states(engine, _progress(engine)),
     }
 
 
-def progress_state(engine: AdaptiveBatch) -> dict[str, Any]:
+def progress_state(engine: AdaptiveBatch, *, random: bool = True) -> dict[str, Any]:
     """Return what resuming needs beside model and optimizer; see `AdaptiveBatch.progress_state`.
 
     Args:
         engine: The engine, between two steps.
+        random: Whether the random states of all ranks are part of it; else it lacks them and asks no other rank.
 
     Returns:
         Nested dicts and lists of tensors, numbers and words.
@@ -66,14 +67,26 @@ def progress_state(engine: AdaptiveBatch) -> dict[str, Any]:
             f"{type(engine.optimizer).__name__} keeps a state of its own on every rank here, of which a trainer saves "
             "one: save with engine.save(path)"
         )
-    return _progress(engine)
+    return with_random_states(engine, _progress(engine)) if random else _progress(engine)
+
+
+def with_random_states(
+    engine: AdaptiveBatch, state: dict[str, Any], own: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return a progress with the random states of all ranks; to be called on every rank.
+
+    Args:
+        engine: The engine.
+        state: The progress.
+        own: This rank's random states; None for those of now.
+    """
+    return {**state, "random": engine.parallel.ranks.gather(random_states() if own is None else own)}
 
 
 def _progress(engine: AdaptiveBatch) -> dict[str, Any]:
     return {
         "parallel": engine.parallel.state_dict(),
         "grad_scaler": engine.scaling.state_dict(),
-        "random": engine.parallel.ranks.gather(random_states()),
         "stream": engine._assembler.state_dict(),
         "measuring": engine.measuring.state_dict(),
         "learning_rate": engine.learning_rate.state_dict(),

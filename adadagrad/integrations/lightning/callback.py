@@ -120,7 +120,7 @@ class AdaptiveBatchCallback(Callback):
             for name in ("ready", "started", "processed", "completed"):
                 for count in (counts.current, counts.total):
                     setattr(count, name, getattr(count, name) - self._loaded["again"])
-            self._run.load_state_dict(self._loaded, counts.current.ready)
+            self._run.load_state_dict(self._loaded)
             self._loaded = {}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

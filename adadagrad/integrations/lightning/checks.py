@@ -93,7 +93,8 @@ def check_trainer(
         )
     if trainer.precision == "16-mixed":
         raise InvalidArgument("precision='16-mixed' scales losses, and the noise with them: use 'bf16-mixed' or '32'")
-    if trainer.limit_train_batches != 1.0 or trainer.overfit_batches:  # type: ignore[attr-defined]
+    limit = trainer.limit_train_batches  # the integer 1 is one batch
+    if isinstance(limit, int) or limit != 1.0 or trainer.overfit_batches:  # type: ignore[attr-defined]
         raise InvalidArgument(
             "limit_train_batches, fast_dev_run and overfit_batches cut an epoch in the middle of a step: give the "
             "loader a torch.utils.data.Subset instead"

@@ -11,15 +11,18 @@ the division of the loss. A change takes effect at the next step, wherever that 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from adadagrad.checkpoint import random_states
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.records import Decision
 from adadagrad.engine import AdaptiveBatch
+from adadagrad.engine.saving import progress_state, with_random_states
 from adadagrad.engine.step import Step
 from adadagrad.integrations.lightning.module import FirstCall
 from adadagrad.statistics.example_instrument import ExampleInstrument
@@ -28,6 +31,11 @@ from adadagrad.statistics.example_instrument import ExampleInstrument
 @final
 class Run:
     """An engine whose steps Lightning makes.
+
+    Lightning may save in the middle of a step, whose gradient its checkpoint does not hold. What is kept then is the
+    progress before the step: model and optimizer are those of that time, and the step is run again. Its random numbers
+    are the same where a save was to be expected: where validation falls into the step, and in the first one after a
+    start. (Buffers have seen the first micro-batches: the running statistics of BatchNorm.)
 
     Args:
         engine: The engine; its micro-batches are whole.
@@ -38,10 +46,11 @@ class Run:
         self.engine, self._validates = engine, validates
         self._steps: Iterator[Step] = iter(engine)
         self._step: Step | None = None
-        self._done = 0  # micro-batches of the epoch
         self._first: FirstCall | None = None
         self._called = not engine.measuring.enabled  # or known to be
-        self._before: dict[str, Any] | None = None  # the progress before a step in the middle of which is validated
+        self._before: dict[str, Any] = {}
+        self._random: dict[str, Any] | None = None
+        self._begun = False
 
     @property
     def over(self) -> bool:
@@ -56,11 +65,9 @@ class Run:
     def next_micro_batch(self) -> Any:
         """Return the next micro-batch, of a new step where none is open."""
         if self._step is None:
-            if self.at_epoch_end:
-                self._done = 0
-            self._before = self.engine.progress_state() if self._validates_within() else None
-            self._step = next(self._steps)
-        self._done += 1
+            self._before = progress_state(self.engine, random=False)
+            self._random = random_states() if self._may_save_within() else None
+            self._step, self._begun = next(self._steps), True
         batch = self._step.open()
         if not self._called and self._step.measured and isinstance(self.engine.measuring.instrument, ExampleInstrument):
             self._first = FirstCall(self.engine.parallel.module)
@@ -118,7 +125,7 @@ class Run:
         if self.step.prepared is None:
             return None
         decision = self.step.complete()
-        self._step = self._before = None
+        self._step = None
         return decision
 
     def end(self) -> None:
@@ -130,35 +137,34 @@ class Run:
         self._steps, self._step = iter(()), None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the engine's progress, and how many micro-batches must be run again from there; on every rank.
-
-        Raises:
-            InvalidArgument: A step is in progress, and nobody could know that a save would come.
-        """
+        """Return the engine's progress, and how many micro-batches must be run again from there; on every rank."""
         if self._step is None:
             return {"engine": self.engine.progress_state(), "again": 0}
-        if self._before is None:
-            raise InvalidArgument(
-                "a checkpoint was asked for in the middle of a step, whose gradient it would not hold: save with "
-                "ModelCheckpoint(every_n_train_steps=...) or after validation, not by time"
+        if self._random is None:
+            warnings.warn(
+                f"a checkpoint was made in the middle of step {self._step.number}: where it is resumed the step is run "
+                "again, with other random numbers. To resume exactly, save with "
+                "ModelCheckpoint(every_n_train_steps=...) or after validation",
+                stacklevel=3,
             )
-        return {"engine": self._before, "again": len(self._step.split.sizes) - self._step.left}
+        opened = len(self._step.split.sizes) - self._step.left
+        return {"engine": with_random_states(self.engine, self._before, self._random), "again": opened}
 
-    def load_state_dict(self, state: dict[str, Any], done: int) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where a state was taken.
 
         Args:
             state: What `state_dict` returned.
-            done: Micro-batches of the epoch before the step that comes next.
         """
         self.engine.load_progress_state(state["engine"])
-        self._done = done
 
-    def _validates_within(self) -> bool:
-        """Return whether Lightning may validate before the last micro-batch of the step that comes next."""
+    def _may_save_within(self) -> bool:
+        """Return whether a save is to be expected before the last micro-batch of the step that comes next."""
         unit = self.engine.micro_batch_size * self.engine.parallel.ranks.count
-        last = self._done + math.ceil(self.engine.global_batch_size / unit)
-        return any(batch % self._validates == 0 for batch in range(self._done + 1, last))
+        count = math.ceil(self.engine.global_batch_size / unit)
+        done = self.engine.samples_drawn % self.engine.dataset_size // unit
+        validates = any(batch % self._validates == 0 for batch in range(done + 1, done + count))
+        return count > 1 and (validates or not self._begun)
 
 
 Weight = Callable[[Any], "float | Tensor"]
