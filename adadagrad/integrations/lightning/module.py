@@ -6,7 +6,7 @@ often is not: `training_step` calls a module that it holds. So the module that h
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal, final
 
 from torch import nn
@@ -65,7 +65,11 @@ def parallel_of(strategy_model: nn.Module | None, module: nn.Module) -> Abstract
 
 @final
 class PartOfReplica(AbstractParallel):
-    """Run a step as `DataParallel` does, and measure a part of the wrapped module.
+    """Run a step of a replica that Lightning synchronises, and measure a part of the wrapped module.
+
+    Lightning holds the synchronisation back in every micro-batch after which it does not step the optimizer, in a
+    context that it opens after the callback's hooks and leaves after them: a second one in between would be restored in
+    the wrong order, and ranks would drift apart.
 
     Args:
         whole: How the wrapped module's steps run.
@@ -89,8 +93,8 @@ class PartOfReplica(AbstractParallel):
         return self._whole.ranks
 
     def micro_batch(self, *, last: bool, measured: bool) -> AbstractContextManager[None]:
-        """Return a context that synchronises gradients in the last micro-batch only."""
-        return self._whole.micro_batch(last=last, measured=measured)
+        """Return a context that does nothing; see the class."""
+        return nullcontext()
 
 
 @final

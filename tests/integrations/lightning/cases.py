@@ -9,6 +9,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -127,5 +128,9 @@ def apart(one, other):
     )
 
 
-def newest(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+def keep_all(folder, **settings):
+    return ModelCheckpoint(dirpath=folder, save_top_k=-1, **settings)
+
+
+def newest(folder: str | Path) -> list[Path]:
+    return sorted(Path(folder).glob("*.ckpt"), key=lambda path: path.stat().st_mtime)

@@ -13,9 +13,8 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 
-from tests.integrations.lightning.cases import QUIET, Net, apart, fit, newest
+from tests.integrations.lightning.cases import QUIET, Net, apart, fit, keep_all, newest
 
 pytestmark = QUIET
 DROPOUT = 0.2
@@ -25,10 +24,6 @@ DROPOUT = 0.2
 def elsewhere(tmp_path, monkeypatch):
     """Lightning's own checkpoints go into the working directory."""
     monkeypatch.chdir(tmp_path)
-
-
-def keep_all(folder, **settings):
-    return ModelCheckpoint(dirpath=folder, save_top_k=-1, **settings)
 
 
 def progress_of(path):
@@ -127,7 +122,6 @@ SCRIPT = """
 import json, os, sys, time, warnings
 warnings.simplefilter("ignore")
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint
 from tests.integrations.lightning.cases import Net, callback, fit
 folder, ckpt, pause = sys.argv[1], sys.argv[2] or None, float(sys.argv[3])
 class Note(pl.Callback):
