@@ -53,6 +53,29 @@ def test_torch_is_not_imported_where_it_is_not_used(line: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+BROUGHT = """
+import sys, torch
+before = {name.partition(".")[0] for name in sys.modules}
+import adadagrad
+EVERYTHING
+found = {name.partition(".")[0] for name in sys.modules} - before - {"adadagrad"}
+from importlib.metadata import packages_distributions
+owners = packages_distributions()
+print(*sorted({owner for name in found for owner in owners.get(name, [])}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "brought"),
+    [("", set()), ("for name in adadagrad.__all__: getattr(adadagrad, name)", {"mpmath", "sympy"})],
+    ids=["import adadagrad", "every name"],
+)
+def test_it_brings_nothing_beside_torch_and_what_torch_itself_requires(line: str, brought: set[str]) -> None:
+    done = python("-W", "error", "-c", BROUGHT.replace("EVERYTHING", line))
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) <= brought
+
+
 def test_ctrl_c_while_torch_is_being_imported_is_one_line(tmp_path: Path) -> None:
     """Torch takes seconds to import, and that is when a user sees that a flag was forgotten."""
     tmp_path.joinpath("torch.py").write_text(

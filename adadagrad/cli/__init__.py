@@ -18,6 +18,7 @@ COMMANDS = {
     "federated": "train by rounds of many clients through a noisy radio channel",
     "perturb": "say how one small perturbation of all inputs changes a model's predictions",
     "detect": "train a detector whose loss chooses how the next batch is composed",
+    "completion": "print what makes bash or zsh finish commands, flags and names",
 }
 
 USAGE = "\n".join([
