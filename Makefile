@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 RIVALS := .venv-rivals
 
-.PHONY: demo test check lint types architecture doctests docs bench rivals clean help
+.PHONY: demo test check lint types architecture doctests docs site bench rivals clean help
 
 help:            ## what can be made here
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -46,6 +46,10 @@ doctests: $(STAMP)
 docs: $(STAMP)   ## write docs/equations.md anew, from the docstrings
 	$(BIN)/python docs/make_equations.py
 
+site: $(STAMP)   ## the documentation as web pages, docs/_build/html/index.html (a minute or two; runs the notebooks)
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html in a browser"
+
 bench: $(STAMP)  ## the timed comparisons, tables on the screen (about ten minutes)
 	$(BIN)/python -m benchmarks.engine
 
@@ -59,4 +63,4 @@ $(RIVALS)/.installed: pyproject.toml constraints.txt benchmarks/rivals.txt
 	@touch $@
 
 clean:           ## remove what is generated
-	rm -rf $(VENV) $(RIVALS) runs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(RIVALS) runs build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
