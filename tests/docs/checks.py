@@ -1,0 +1,72 @@
+"""What a page's code must have done, beyond running from its first block to its last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def launch(names: dict[str, Any], said: str) -> None:
+    run, again = names["run"], names["again"]
+    assert run.samples_seen == again.samples_seen == 500
+    assert run.steps == again.steps
+    assert names["engine"].samples_seen == 6_000
+    assert list(Path("runs/long/checkpoints").iterdir())
+
+
+def optimizers(names: dict[str, Any], said: str) -> None:
+    engine = names["engine"]
+    assert engine.samples_seen == 1024
+    assert engine.global_batch_size > 16
+    assert "'entries': 640, 'chosen': 33" in said
+    assert "'0': " in said
+
+
+def federated(names: dict[str, Any], said: str) -> None:
+    assert names["accuracy"] > 0.5
+    assert names["records"][0].left_out == {7: "no message"}
+    assert all(bool(p.isfinite().all()) for p in names["model"].parameters())
+    assert set(names["state"]) == {"model", "optimizer", "tail"}
+
+
+def universal_perturbation(names: dict[str, Any], said: str) -> None:
+    plain, robust = names["reports"].values()
+    assert plain.clean_accuracy > 0.9
+    assert plain.fooling_ratio > 2 * plain.random_sign.fooling_ratio
+    assert robust.fooling_ratio < 0.7 * plain.fooling_ratio
+
+
+def dynamic_scale(names: dict[str, Any], said: str) -> None:
+    batcher = names["batcher"]
+    assert 0.2 < batcher.stitched_fraction < 0.8
+    assert batcher.images_read == 8 * 30 + 3 * 8 * round(30 * batcher.stitched_fraction)
+    assert torch.isfinite(torch.tensor([names["small"], names["large"]])).all()
+
+
+def start(names: dict[str, Any], said: str) -> None:
+    assert names["engine"].samples_seen == 20_000
+    assert names["engine"].global_batch_size > 16
+    assert Path("runs/first/report.html").is_file()
+
+
+def loop(names: dict[str, Any], said: str) -> None:
+    assert names["whole"].samples_seen == names["rest"].samples_seen == 2_000
+    assert names["half"].steps == 30
+    assert names["stats"].noise_scale > 0
+    assert names["step"].finished
+    assert Path("runs/loop/report.html").is_file()
+
+
+CHECKS: dict[str, Callable[[dict[str, Any], str], None]] = {
+    "start.md": start,
+    "loop.md": loop,
+    "launch.md": launch,
+    "optimizers.md": optimizers,
+    "tutorials/federated.md": federated,
+    "tutorials/universal-perturbation.md": universal_perturbation,
+    "tutorials/dynamic-scale.md": dynamic_scale,
+}
+"""By page: takes the names that its blocks have left, and what they have printed."""
