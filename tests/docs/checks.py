@@ -60,9 +60,27 @@ def loop(names: dict[str, Any], said: str) -> None:
     assert Path("runs/loop/report.html").is_file()
 
 
+def faq(names: dict[str, Any], said: str) -> None:
+    reasons = names["reasons"]
+    assert reasons["not measured"] > reasons["hold"] + reasons["grow"] > 0
+    assert "BatchNorm1d" in said
+    assert "max_overhead=0.05: one step in" in said
+
+
+def migration(names: dict[str, Any], said: str) -> None:
+    assert list(Path("runs/from-adaptdl/checkpoints").iterdir())
+    constant, paper = said.splitlines()[0].split(), said.splitlines()[-1].split()
+    assert float(constant[1]) >= 320 * 32  # the progress that AdaScale counts, in fewer steps than the base batch takes
+    assert int(constant[0]) < 320
+    assert int(constant[2]) == 128 * int(constant[0])
+    assert int(paper[1]) == 1024
+
+
 CHECKS: dict[str, Callable[[dict[str, Any], str], None]] = {
     "start.md": start,
     "loop.md": loop,
+    "faq.md": faq,
+    "migration.md": migration,
     "launch.md": launch,
     "optimizers.md": optimizers,
     "tutorials/federated.md": federated,
