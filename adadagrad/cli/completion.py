@@ -27,8 +27,12 @@ RECORDS = {
 }
 """The commands whose flags are the fields of a record, and where it is."""
 
-PLAIN = {"report": {"--out": ""}, "completion": {}}
-"""The flags of the others, and what may follow each; "" stands for a file, and for what no list can hold."""
+PLAIN: Mapping[str, Mapping[str, Sequence[str] | None]] = {
+    "report": {"--out": ()},
+    "watch": {"--host": (), "--port": (), "--open": None},
+    "completion": {},
+}
+"""The flags of the others, as `command_flags` returns them."""
 
 FUNCTION = """\
 _adadagrad() {
@@ -106,7 +110,7 @@ def command_flags(command: str) -> Mapping[str, Sequence[str] | None]:
         Its flags; for each the names that may follow it, none where anything may, or None where nothing does.
     """
     if command in PLAIN:
-        return {flag: names.split() for flag, names in PLAIN[command].items()}
+        return PLAIN[command]
     module, record = RECORDS[command]
     groups = fields(getattr(import_module(f"adadagrad.cli.{module}"), record))
     return dict(flag for group in groups for flag in _flags(command, group.default_factory))
