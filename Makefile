@@ -47,7 +47,7 @@ docs: $(STAMP)   ## write docs/equations.md anew, from the docstrings
 	$(BIN)/python docs/make_equations.py
 
 site: $(STAMP)   ## the documentation as web pages, docs/_build/html/index.html (a minute or two; runs the notebooks)
-	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/sphinx-build -W -E --keep-going -q -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html in a browser"
 
 bench: $(STAMP)  ## the timed comparisons, tables on the screen (about ten minutes)

@@ -57,6 +57,8 @@ nb_execution_raise_on_error = True
 nb_merge_streams = True
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"  # the theme's own underlines every import
+toc_object_entries_show_parents = "hide"
 html_title = "adadagrad"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

@@ -44,7 +44,7 @@ def parts(page: str) -> dict[str, str]:
         page: The report.
 
     Returns:
-        By the name in `PARTS`, a page with the report's own styles.
+        By the name in `PARTS`, a page with the report's own styles; figures without the text below them.
     """
     head = page[: page.index("<body")]
     found = re.search(r"<table.*?</table>", page, re.DOTALL)
@@ -52,7 +52,7 @@ def parts(page: str) -> dict[str, str]:
     for figure in re.findall(r"<figure.*?</figure>", page, re.DOTALL):
         label = re.search(r'aria-label="([^"]+)"', figure)
         if label:
-            shown[label[1]] = figure
+            shown[label[1]] = re.sub(r"<figcaption>.*?</figcaption>", "", figure, flags=re.DOTALL)
     return {name: f"{head}<body>{part}</body></html>" for name, part in shown.items()}
 
 
