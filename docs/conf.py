@@ -33,7 +33,7 @@ nitpick_ignore_regex = [
         r"py:class",  # types of arguments that only the library itself passes
         r"(adadagrad\.)?((statistics|engine|core|optimizers|federated)\.)?([a-z_]+\.)*"
         r"(Request|StepScale|\w+Instrument|LogRow|StepRow|Kept|Switch|TailEstimate|Split|Share|Replay|Prepared|Ranks|Stitch"
-        r"|Reduce|OptimizerState|FilterNorm|Collate|Coefficients|MetricRecord|Message|ArrayRecord)",
+        r"|Reduce|OptimizerState|FilterNorm|Collate|Coefficients|MetricRecord|Message|ArrayRecord|Weight)",
     ),
     (r"py:class", r"contextlib\..*"),
     (r"py:.*", r"(optional|Path|PathLike|Any|Callable|Iterable|Iterator|Mapping|Sequence|Generator|Literal|Self)\b.*"),
