@@ -37,11 +37,14 @@ class FileOptions:
         out: Run directory to make; without it a numbered one under runs/.
         resume: Continue the run in --out from its last checkpoint, with its settings; only how long and where it
             runs may change (epochs, samples, evaluations, checkpoints, device, threads).
+        track: Also log to a tracker: tensorboard, wandb, mlflow, trackio or prometheus; repeat the flag for several,
+            and on --resume. After a colon: the folder (tensorboard, prometheus) or the project, as in mlflow:digits.
     """
 
     config: Path | None = None
     out: Path | None = None
     resume: bool = False
+    track: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,23 +125,24 @@ def parse(name: str, default: Command, arguments: Sequence[str]) -> Command:
         MissingExtra: tyro is not installed.
         InvalidArgument: A flag is not read beside the other choices, or there is no run to resume.
     """
-    command = read_flags(name, default, arguments)
+    command = read_flags(name, default, arguments, repeatable=True)
     path = _settings_file(command)
     if path is not None:
         filed = read_settings(path, settings_of(default))
         groups = {group.name: getattr(filed, group.name) for group in dataclasses.fields(filed)}
-        command = read_flags(name, dataclasses.replace(default, **groups), arguments)
+        command = read_flags(name, dataclasses.replace(default, **groups), arguments, repeatable=True)
     refuse_unused(settings_of(command), arguments, also=PAPER_OPTIONS if isinstance(command, CompareCommand) else ())
     return command
 
 
-def read_flags(name: str, default: Choices, arguments: Sequence[str]) -> Choices:
+def read_flags(name: str, default: Choices, arguments: Sequence[str], *, repeatable: bool = False) -> Choices:
     """Read flags over the values that hold without them.
 
     Args:
         name: The command's name, for its help.
         default: A record of records, whose fields are the flags.
         arguments: What follows the command's name.
+        repeatable: A flag of several values is given once for each, not once with all of them behind it.
 
     Returns:
         The same kind of record; the process ends here for ``--help`` and for a flag that does not exist.
@@ -151,6 +155,7 @@ def read_flags(name: str, default: Choices, arguments: Sequence[str]) -> Choices
     except ImportError as error:
         raise MissingExtra("tyro", "cli") from error
     markers: Any = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
+    markers += (tyro.conf.UseAppendAction,) if repeatable else ()
     return tyro.cli(type(default), prog=f"adadagrad {name}", args=list(arguments), default=default, config=markers)
 
 

@@ -25,6 +25,7 @@ from adadagrad.cli.processes import by_the_first, joined
 from adadagrad.cli.progress import SilentProgress, progress_display
 from adadagrad.cli.resume import refuse_changes, refuse_contradictions
 from adadagrad.cli.toml_file import settings_toml
+from adadagrad.cli.tracking import check_trackers, tracking
 from adadagrad.core.checks import check_integer
 from adadagrad.core.errors import MissingExtra
 from adadagrad.report.page import write_report
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     command = parse("train", TrainCommand(), arguments)
     settings = settings_of(command)
+    check_trackers(command.files.track)
     data = load_data(settings.problem.data)
     with joined(settings.run.device) as ranks:
         if command.files.resume:
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
         else:
             directory = by_the_first(ranks, lambda: new_directory(command.files.out, "train"))
         try:
-            finished = train(settings, data, directory, resume=command.files.resume)
+            finished = train(settings, data, directory, resume=command.files.resume, track=command.files.track)
         finally:
             if ranks.index == 0:
                 remove_if_empty(directory)
@@ -63,7 +65,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 @flags_named()
-def train(settings: Settings, data: DataSource, directory: Path, *, resume: bool = False) -> bool:
+def train(
+    settings: Settings, data: DataSource, directory: Path, *, resume: bool = False, track: Sequence[str] = ()
+) -> bool:
     """Train one model as the settings say, and write log, checkpoints and settings as it goes.
 
     On many processes all of them evaluate, each the whole data: none waits longer for another than that takes, and
@@ -74,6 +78,7 @@ def train(settings: Settings, data: DataSource, directory: Path, *, resume: bool
         data: The data that they name.
         directory: The run directory.
         resume: Continue from the checkpoint in it.
+        track: Trackers that follow the run, as ``--track`` names them.
 
     Returns:
         True where the budget was used, False where Ctrl-C or SIGTERM ended the run early.
@@ -91,33 +96,35 @@ def train(settings: Settings, data: DataSource, directory: Path, *, resume: bool
             refuse_contradictions(engine.total_samples, directory)
             engine.load(checkpoint)
         ranks = engine.parallel.ranks
-        if ranks.index == 0:
-            (directory / CONFIG_NAME).write_text(settings_toml(settings), encoding="utf-8")
-        engine.save(checkpoint)
-        total, model = engine.total_samples, engine.model
-        evaluate = Evaluator(data.held_out, data.split, total, settings.run.evaluations)
-        saves = settings.run.checkpoints
-        display = progress_display if ranks.index == 0 else SilentProgress
-        progress = display(directory.name, total, engine.progress, engine.samples_seen)
-        with closing(progress), Interrupt(patient=ranks.count > 1) as interrupt, users_code(settings):
-            for step in engine:
-                before = engine.progress
-                step.run(lambda batch: F.cross_entropy(model(batch[0]), batch[1]))
-                engine.stop_requested = interrupt.requested
-                decision = step.update()
-                after = engine.progress
-                if after > before and evaluate.is_due(before, after):
-                    began = time.perf_counter()
-                    metrics = evaluate(engine.parallel.module)
-                    engine.log(metrics)
-                    progress.evaluated(metrics, time.perf_counter() - began)
-                progress.step(decision)
-                stop = engine.stop_agreed if ranks.count > 1 else interrupt.requested
-                if stop or after >= total or before * saves // total < after * saves // total:
-                    engine.save(checkpoint)
-                if stop:
-                    break
-        return engine.progress >= total
+        with tracking(track if ranks.index == 0 else (), directory, settings) as trackers:
+            if ranks.index == 0:
+                (directory / CONFIG_NAME).write_text(settings_toml(settings), encoding="utf-8")
+            engine.save(checkpoint)
+            total, model = engine.total_samples, engine.model
+            evaluate = Evaluator(data.held_out, data.split, total, settings.run.evaluations)
+            saves = settings.run.checkpoints
+            display = progress_display if ranks.index == 0 else SilentProgress
+            progress = display(directory.name, total, engine.progress, engine.samples_seen)
+            with closing(progress), Interrupt(patient=ranks.count > 1) as interrupt, users_code(settings):
+                for step in engine:
+                    before = engine.progress
+                    step.run(lambda batch: F.cross_entropy(model(batch[0]), batch[1]))
+                    engine.stop_requested = interrupt.requested
+                    decision = step.update()
+                    after = engine.progress
+                    if after > before and evaluate.is_due(before, after):
+                        began = time.perf_counter()
+                        metrics = evaluate(engine.parallel.module)
+                        engine.log(metrics)
+                        progress.evaluated(metrics, time.perf_counter() - began)
+                    progress.step(decision)
+                    trackers.step()
+                    stop = engine.stop_agreed if ranks.count > 1 else interrupt.requested
+                    if stop or after >= total or before * saves // total < after * saves // total:
+                        engine.save(checkpoint)
+                    if stop:
+                        break
+            return engine.progress >= total
 
 
 def users_code(settings: Settings) -> AbstractContextManager[None]:
