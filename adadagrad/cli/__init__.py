@@ -1,4 +1,4 @@
-"""The command line: ``adadagrad train``, ``compare``, ``measure``, ``report``, and the neighbours' commands."""
+"""The command line: ``adadagrad train``, ``compare``, ``measure``, ``report``, ``watch``, and the neighbours."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ COMMANDS = {
     "compare": "train it with a small, a large and an adaptive batch size, and compare",
     "measure": "say which batch size to use, from the noise of the gradient",
     "report": "print the table and write the page of runs that are there",
+    "watch": "show a run in the browser while it trains",
     "federated": "train by rounds of many clients through a noisy radio channel",
     "perturb": "say how one small perturbation of all inputs changes a model's predictions",
     "detect": "train a detector whose loss chooses how the next batch is composed",
@@ -35,6 +36,7 @@ USAGE = "\n".join([
     "  torchrun --nproc-per-node 4 -m adadagrad train --data mnist:path/to/mnist --model cnn --device cuda",
     "  adadagrad measure --data my_package.my_module:make_data --model my_package.my_module:make_model",
     "  adadagrad report runs/train-001 runs/train-002 -o report.html",
+    "  adadagrad watch runs/train-001",
     "  adadagrad federated --data digits --clients 50 --server adam-ota --tail-index 1.5",
     "  adadagrad perturb --data digits --model cnn --checkpoint runs/train-001/checkpoint.pt --eps 0.15",
     "  adadagrad detect --policies never threshold random always",

@@ -30,7 +30,8 @@ def _full(folder: Path) -> None:
     [
         (
             ["tran"],
-            "unknown command 'tran': did you mean train? known: compare, detect, federated, measure, perturb, report, ",
+            "unknown command 'tran': did you mean train? known: compare, detect, federated, measure, perturb, report, "
+            "train, watch",
         ),
         (["train", "--policy", "nrom"], "unknown policy 'nrom': did you mean norm"),
         (["train", "--model", "mpl"], "unknown model 'mpl': did you mean mlp"),
@@ -64,6 +65,7 @@ def _full(folder: Path) -> None:
         (["compare", "--samples", "200"], "--large-batch-size must not exceed the 200 examples"),
         (["compare", "--small-batch-size", "0"], "--small-batch-size must be >= 1, got 0"),
         (["compare", "--eta", "-1"], "--eta must be > 0, got -1.0"),
+        (["watch", "full", "--port", "70000"], "--port must be between 0 and 65535, got 70000"),
         (["report", "nowhere"], "nowhere does not exist"),
         (["report", "full"], "full/run.jsonl, line 2: not a record"),
     ],
