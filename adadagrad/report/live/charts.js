@@ -54,24 +54,27 @@ function finite(points) {
   return points.filter(point => point[1] !== null && Number.isFinite(point[1]));
 }
 
-// Means over a window of about one fortieth of the points: what the eye would draw through them.
-function smooth(points, logarithmic) {
-  const width = Math.max(1, Math.round(points.length / 80));
-  if (points.length < 40) return points;
-  const to = logarithmic ? Math.log : value => value, back = logarithmic ? Math.exp : value => value;
-  const sums = [0];
-  for (const point of points) sums.push(sums[sums.length - 1] + to(point[1]));
-  return points.map((point, place) => {
-    const reach = Math.min(width, place, points.length - 1 - place);
-    const first = place - reach, last = place + reach + 1;
-    return [point[0], back((sums[last] - sums[first]) / (last - first))];
-  });
+// What nearly all points lie between: the few outside are cut off, so that they do not press the others together.
+function middle(points) {
+  const sorted = points.map(point => point[1]).sort((a, b) => a - b);
+  return sorted.length ? [sorted[Math.floor(0.02 * sorted.length)], sorted[Math.ceil(0.98 * sorted.length) - 1]] : [];
 }
 
-// The picture of one chart. layers: [{kind: line|step|dots|band, points, color, dash, width, opacity}]
+// Medians over a window of about one fortieth of the points, then means of them: what the eye would draw through.
+function smooth(points) {
+  if (points.length < 40) return points;
+  const reach = Math.max(1, Math.round(points.length / 80));
+  const near = (values, place) => values.slice(Math.max(0, place - reach), place + reach + 1);
+  const values = points.map(point => point[1]);
+  const medians = values.map((_, place) => near(values, place).sort((a, b) => a - b)).map(sorted => sorted[sorted.length >> 1]);
+  return points.map((point, place) => [point[0], near(medians, place).reduce((a, b) => a + b) / near(medians, place).length]);
+}
+
+// The picture of one chart. layers: [{kind: line|step|dots|band, points, color, dash, width, opacity, quiet, extent}];
+// a quiet layer does not widen the axis, but for its extent.
 function draw(plot, layers, options) {
   const width = Math.max(220, plot.clientWidth), height = width < 420 ? 176 : 212;
-  const values = layers.filter(layer => !layer.quiet).flatMap(layer => layer.points.map(point => point[1]));
+  const values = layers.flatMap(layer => layer.quiet ? layer.extent ?? [] : layer.points.map(point => point[1]));
   if (!values.length) { plot.replaceChildren(); plot.scale = null; return; }
   let low = options.floor ?? values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
   const logarithmic = options.log && low > 0 && high / low > (options.logFrom ?? 4);

@@ -48,8 +48,8 @@ function charts() {
     layers: run => {
       const right = column(run, "right"), left = right.length ? column(run, "left") : [];
       return [
-        {kind: "line", points: smooth(left, true)},
-        {kind: "dots", points: left, opacity: .3, width: 3.5, quiet: left.length > 80},
+        {kind: "line", points: smooth(left)},
+        {kind: "dots", points: left, opacity: .3, width: 3.5, quiet: left.length > 80, extent: middle(left)},
         {kind: "step", points: right, dash: "5 4", width: 1.6, tip: false, color: one ? "var(--run-1)" : undefined},
       ];
     },
@@ -60,8 +60,8 @@ function charts() {
       const points = column(run, "loss");
       const band = run.rows.filter(row => row[columns.loss_low] !== null).map(row => [row[0], row[columns.loss_low], row[columns.loss_high]]);
       const merged = band.some(point => point[1] !== point[2]);
-      if (!one) return [{kind: "line", points: smooth(points, points.every(point => point[1] > 0))}];
-      return [{kind: "line", points: smooth(points, points.every(point => point[1] > 0))},
+      if (!one) return [{kind: "line", points: smooth(points)}];
+      return [{kind: "line", points: smooth(points)},
               merged ? {kind: "band", points: band, quiet: true} : {kind: "line", points: points.length < 40 ? [] : points, width: 1, opacity: .3, quiet: true, tip: false}];
     }});
   for (const name of accuracyNames()) {
