@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from adadagrad.core.records import GradientStatistics, Observation
 from adadagrad.core.reduction import CoordinateReduction
@@ -85,4 +85,36 @@ class LearningRateRule(Protocol):
 
     def advance(self, state: RateState, step: StepScale) -> RateState:
         """Return the state once a step has been applied, measured or not."""
+        ...
+
+
+@runtime_checkable
+class Accelerating(Protocol):
+    """What the engine asks of an `accelerate.Accelerator`, all of it public there."""
+
+    scaler: Any
+    """The `torch.amp.GradScaler` of float16; None in other precisions."""
+
+    @property
+    def gradient_accumulation_steps(self) -> int:
+        """Over how many micro-batches it accumulates by itself."""
+        ...
+
+    @property
+    def distributed_type(self) -> Any:
+        """An enumeration, the value of which names how a step runs on many devices: "NO", "MULTI_GPU", "FSDP", ..."""
+        ...
+
+    @property
+    def is_fsdp2(self) -> bool:
+        """Whether models are sharded by `fully_shard`."""
+        ...
+
+    @property
+    def mixed_precision(self) -> str:
+        """The precision of the forward: "no", "bf16", "fp16" or "fp8"."""
+        ...
+
+    def register_for_checkpointing(self, *objects: Any) -> None:
+        """Save and load the state of these with its own."""
         ...

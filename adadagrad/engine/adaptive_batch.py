@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adadagrad.batching import Assembler, make_plan, make_source
 from adadagrad.checkpoint import CheckpointStore
 from adadagrad.checkpoint.store import read, write
-from adadagrad.core.checks import check_choice, check_integer, check_positive
-from adadagrad.core.errors import CorruptCheckpoint, InvalidArgument
+from adadagrad.core.errors import CorruptCheckpoint
 from adadagrad.core.mixing import seed_for
-from adadagrad.core.protocols import BatchSizePolicy, LearningRateRule, LearningRateSchedule
+from adadagrad.core.protocols import Accelerating, BatchSizePolicy, LearningRateRule, LearningRateSchedule
 from adadagrad.core.settings import Bounds, Measure
+from adadagrad.engine.accelerated import accelerated, enrol
 from adadagrad.engine.arguments import (
     check_optimizer,
+    check_ranges,
+    check_saving,
     check_settings,
     check_types,
     examples_in_all,
@@ -84,6 +86,8 @@ class AdaptiveBatch:
             for example `CosineSchedule`. No other scheduler may own the learning rate beside it or a `rate`.
         parallel: How a step runs on many processes, where the model does not say it, as `LocalSGD`. On ranks above 0
             torch's random generator is seeded anew from its state and the rank, so that dropout differs between ranks.
+        accelerator: The `accelerate.Accelerator` that has prepared model and optimizer; its checkpoints then hold how
+            far the engine is. See `adadagrad.integrations.accelerate`.
         grad_scaler: Scales losses for float16 autocast, which `loss_function` opens. Statistics and clipping see the
             gradient without the scale; a step that overflows is drawn and not seen, and no ``on_nonfinite="stop"``.
         max_grad_norm: Clip the gradient to this norm, after the statistics; None does not clip.
@@ -133,6 +137,7 @@ class AdaptiveBatch:
         rate: LearningRateRule | None = None,
         lr_schedule: LearningRateSchedule | None = None,
         parallel: AbstractParallel | None = None,
+        accelerator: Accelerating | None = None,
         grad_scaler: torch.amp.GradScaler | None = None,
         max_grad_norm: float | None = None,
         replay: bool = False,
@@ -145,19 +150,16 @@ class AdaptiveBatch:
     ) -> None:
         check_types(model, optimizer, policy)
         check_settings(bounds, measure, rate, lr_schedule)
-        check_integer(1, micro_batch_size=micro_batch_size)
-        check_choice("on_nonfinite", on_nonfinite, ("skip", "stop"))
-        check_choice("epoch_boundary", epoch_boundary, ("cross", "short"))
-        if max_grad_norm is not None:
-            check_positive(max_grad_norm=max_grad_norm)
-        if checkpoint_every is not None:
-            check_integer(1, checkpoint_every=checkpoint_every)
-            if log_dir is None:
-                raise InvalidArgument("checkpoint_every needs log_dir, the directory to save in")
+        check_ranges(micro_batch_size, on_nonfinite, epoch_boundary, max_grad_norm)
+        check_saving(checkpoint_every, log_dir)
+        optimizer, data, grad_scaler = accelerated(accelerator, model, optimizer, data, grad_scaler)
         self.model, self.optimizer, self.policy = model, optimizer, policy
         self.parallel = recognise(model, parallel)
         self.scaling = LossScale(grad_scaler, self.parallel)
         self.replay = replay
+        self.differentiate: Callable[[Tensor], None] = (
+            Tensor.backward
+        )  # of a micro-batch's loss; a host may have its own
         ranks = self.parallel.ranks
         self.bounds = Bounds() if bounds is None else bounds
         check_confidence(self.bounds, policy, measure)
@@ -220,6 +222,7 @@ class AdaptiveBatch:
         self._checkpoint_every, self._last_checkpoint = checkpoint_every, 0
         self._store = CheckpointStore(Path(log_dir or ".") / "checkpoints", keep_checkpoints, ranks)
         self._has_directory = log_dir is not None
+        enrol(self, accelerator)
 
     def __iter__(self) -> Iterator[Step]:
         """Return one step after the other until the budget of samples is used.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from adadagrad.core.checks import check_integer, check_positive
+from adadagrad.core.checks import check_choice, check_integer, check_positive
 from adadagrad.core.errors import InvalidArgument
 from adadagrad.core.optimizing import Extrapolating, Reevaluating, TakesGradients
 from adadagrad.core.protocols import BatchSizePolicy
@@ -72,6 +73,42 @@ def check_settings(bounds: object, measure: object, rate: object, lr_schedule: o
         raise InvalidArgument(f"lr_schedule must be an instance, got the class: write {lr_schedule.__name__}(...)")
     if lr_schedule is not None and not callable(lr_schedule):
         raise InvalidArgument(f"lr_schedule must be a schedule such as CosineSchedule(...), got {lr_schedule!r}")
+
+
+def check_ranges(micro_batch_size: int, on_nonfinite: str, epoch_boundary: str, max_grad_norm: float | None) -> None:
+    """Refuse values that no run can have.
+
+    Args:
+        micro_batch_size: At least 1.
+        on_nonfinite: One of two words.
+        epoch_boundary: One of two words.
+        max_grad_norm: None or above 0.
+
+    Raises:
+        InvalidArgument: One of them is something else.
+    """
+    check_integer(1, micro_batch_size=micro_batch_size)
+    check_choice("on_nonfinite", on_nonfinite, ("skip", "stop"))
+    check_choice("epoch_boundary", epoch_boundary, ("cross", "short"))
+    if max_grad_norm is not None:
+        check_positive(max_grad_norm=max_grad_norm)
+
+
+def check_saving(checkpoint_every: int | None, log_dir: str | os.PathLike[str] | None) -> None:
+    """Refuse to save where there is no place for it.
+
+    Args:
+        checkpoint_every: None, or samples, at least 1.
+        log_dir: The directory that checkpoints go to.
+
+    Raises:
+        InvalidArgument: It is out of range, or there is no directory.
+    """
+    if checkpoint_every is None:
+        return
+    check_integer(1, checkpoint_every=checkpoint_every)
+    if log_dir is None:
+        raise InvalidArgument("checkpoint_every needs log_dir, the directory to save in")
 
 
 def sample_budget(total_samples: int | None, epochs: float | None, dataset_size: int) -> int:

@@ -120,7 +120,7 @@ class Replay:
             with parallel.micro_batch(last=index == last, measured=False):
                 loss, weight = loss_and_weight(self._loss_function(batch.again()))
                 check_loss(loss)
-                mean.add(loss, step.split.sizes[index], weight).backward()  # type: ignore[no-untyped-call]
+                engine.differentiate(mean.add(loss, step.split.sizes[index], weight))
         engine._gradients.scale(step.correction)
         total = mean.totals[0]
         if parallel.gradient != "local":

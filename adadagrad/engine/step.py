@@ -202,7 +202,7 @@ class Step:
         """
         share = self.share(loss, weight)
         self._done -= 1
-        share.backward()  # type: ignore[no-untyped-call]
+        self.engine.differentiate(share)
         self._done += 1
 
     def share(self, loss: Tensor, weight: float | Tensor | None = None) -> Tensor:
