@@ -1,0 +1,1 @@
+"""What the engine costs under somebody else's trainer, beside that trainer's own loop."""
