@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers.trainer_callback import TrainerState
 
+from adadagrad.checkpoint.file import load_checkpoint
 from adadagrad.checkpoint.store import read, write
 from adadagrad.core.errors import CorruptCheckpoint, InvalidArgument
 from adadagrad.engine.adaptive_batch import AdaptiveBatch
@@ -50,13 +51,14 @@ def refuse_incomplete(folder: Path) -> None:
 
     Raises:
         InvalidArgument: It was saved by another trainer, or with ``save_only_model=True``.
-        CorruptCheckpoint: The process ended while it was being saved.
+        CorruptCheckpoint: The process ended while it was being saved, or the engine's file is damaged.
     """
     if not (folder / NAME).exists():
         raise InvalidArgument(
             f"{folder} holds no {NAME}: it was saved by another trainer or with save_only_model=True, and a run cannot "
             "go on exactly from it; load its model, and start anew"
         )
+    load_checkpoint(folder / NAME)
     try:
         TrainerState.load_from_json(str(folder / STATE))
     except (OSError, ValueError, TypeError) as error:

@@ -7,7 +7,9 @@ from typing import Any
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
 
+from adadagrad.core.checks import check_choice, check_integer
 from adadagrad.core.errors import InvalidArgument, OverriddenSampler, UnsizedDataset
+from adadagrad.engine.arguments import needs_closure
 from adadagrad.policies.base import AbstractPolicy
 
 SAMPLERS = ("group_by_length", "batch_rebalance")
@@ -60,28 +62,53 @@ def refuse_arguments(args: TrainingArguments) -> None:
         )
 
 
-def refuse_trainer(trainer: Trainer, policy: object, weight: object) -> None:
-    """Refuse what the trainer was made with besides its training arguments.
+def refuse_settings(
+    policy: object, weight: object, total_samples: int | None, *, epoch_boundary: str, on_nonfinite: str
+) -> None:
+    """Refuse arguments of ours that are not what they must be; those of the engine it refuses itself.
 
     Args:
-        trainer: The trainer; its base class is initialised.
         policy: What is to ask for batch sizes.
         weight: How examples weigh.
+        total_samples: The budget, or None.
+        epoch_boundary: A word.
+        on_nonfinite: A word.
 
     Raises:
-        InvalidArgument: The policy is none, a scheduler of the user's would own the learning rate beside the engine,
-            the weight is neither a known word nor a function, or torch's DataParallel would hide the ranks.
-        UnsizedDataset: The training data have no positions.
-        OverriddenSampler: A subclass makes a sampler of its own.
+        InvalidArgument: The policy is none, the weight is neither a known word nor a function, or the budget is no
+            positive number of examples.
+        UnknownName: A word is unknown.
     """
     if not isinstance(policy, AbstractPolicy):
         raise InvalidArgument(f"policy must be a policy such as NormTest(), got {policy!r}")
     if not callable(weight) and weight not in ("labels", "examples"):
         raise InvalidArgument(f"weight must be 'labels', 'examples' or a function of a micro-batch, got {weight!r}")
+    if total_samples is not None:
+        check_integer(1, total_samples=total_samples)
+    check_choice("epoch_boundary", epoch_boundary, ("cross", "short"))
+    check_choice("on_nonfinite", on_nonfinite, ("skip", "stop"))
+
+
+def refuse_trainer(trainer: Trainer) -> None:
+    """Refuse what the trainer was made with besides its training arguments.
+
+    Args:
+        trainer: The trainer; its base class is initialised.
+
+    Raises:
+        InvalidArgument: A scheduler of the user's would own the learning rate beside the engine, the optimizer needs a
+            closure, or torch's DataParallel would hide the ranks.
+        UnsizedDataset: The training data have no positions.
+        OverriddenSampler: A subclass makes a sampler of its own.
+    """
     if trainer.lr_scheduler is not None:
         raise InvalidArgument(
             "optimizers holds a scheduler, which counts steps, and the engine owns the learning rate: pass "
             "optimizers=(optimizer, None) and choose lr_scheduler_type"
+        )
+    if trainer.optimizer is not None and needs_closure(trainer.optimizer):
+        raise InvalidArgument(
+            f"optimizer {type(trainer.optimizer).__name__} needs a closure, and Trainer gives none: use another"
         )
     if isinstance(trainer.train_dataset, IterableDataset):
         raise UnsizedDataset(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from transformers import TrainingArguments
 
-from adadagrad.core.checks import check_integer
 from adadagrad.core.protocols import BatchSizePolicy
 from adadagrad.core.records import Observation
 
@@ -49,9 +48,7 @@ def sizes_of(
     """
     named = args.per_device_train_batch_size * accumulation * args.world_size
     first = named if policy.needs else math.ceil(policy.required_batch_size(Observation(global_batch_size=named)))
-    if total_samples is not None:
-        check_integer(1, total_samples=total_samples)
-        total = total_samples
-    else:
+    total = total_samples
+    if total is None:
         total = args.max_steps * first if args.max_steps > 0 else max(1, round(args.num_train_epochs * examples))
     return Sizes(args.per_device_train_batch_size, first, total)

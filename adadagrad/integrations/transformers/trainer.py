@@ -19,7 +19,7 @@ from adadagrad.engine.arguments import check_settings
 from adadagrad.integrations.transformers import checkpoints
 from adadagrad.integrations.transformers.following import Following
 from adadagrad.integrations.transformers.rates import schedule_in_samples
-from adadagrad.integrations.transformers.refusing import refuse_arguments, refuse_trainer
+from adadagrad.integrations.transformers.refusing import refuse_arguments, refuse_settings, refuse_trainer
 from adadagrad.integrations.transformers.stepping import SteppedTrainer
 from adadagrad.integrations.transformers.weighing import Weight, shifts_labels
 
@@ -57,6 +57,7 @@ class AdaptiveBatchTrainer(SteppedTrainer):
             with a changing batch; the message names it.
         UnsizedDataset: The training data are iterable.
         OverriddenSampler: A sampler would be replaced by the engine's order.
+        UnknownName: A word is none of those that an argument may be.
     """
 
     def __init__(
@@ -78,9 +79,10 @@ class AdaptiveBatchTrainer(SteppedTrainer):
         args = positional[1] if len(positional) > 1 else named.get("args")
         if args is not None:
             refuse_arguments(args)
+        refuse_settings(policy, weight, total_samples, epoch_boundary=epoch_boundary, on_nonfinite=on_nonfinite)
         check_settings(bounds, measure, rate, None)
         super().__init__(*positional, **named)
-        refuse_trainer(self, policy, weight)
+        refuse_trainer(self)
         self.args: TrainingArguments = copy.copy(self.args)  # the user's own stay as they are
         self.args.ignore_data_skip = True  # the engine knows where it stands in the data
         self.args.average_tokens_across_devices = False  # the engine does, and a loss must stay a micro-batch's mean

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 IGNORED = -100
 """The label that no loss counts."""
@@ -69,13 +70,16 @@ def weigh(inputs: Mapping[str, Any], rows: int, *, shifted: bool, weight: Weight
 def shifts_labels(model: nn.Module) -> bool:
     """Return whether a model predicts label i + 1 at place i, so that the first label of a row counts nothing.
 
+    Trainer goes by the model's loss alone, which GPT-2 does not name.
+
     Args:
         model: A model of transformers, perhaps inside another module as PEFT's; others do not shift.
     """
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
-            decodes = bool(module.config.is_encoder_decoder)
-            return LOSS_MAPPING.get(module.loss_type) is ForCausalLMLoss and not decodes
+            causal = type(module).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+            causal |= LOSS_MAPPING.get(module.loss_type or "") is ForCausalLMLoss
+            return causal and not module.config.is_encoder_decoder
     return False
 
 
@@ -83,5 +87,5 @@ def _valid(labels: object, *, shifted: bool) -> Tensor | None:
     """Return the valid labels of each row, (rows,); None where labels are no classes."""
     if not isinstance(labels, Tensor) or labels.ndim == 0 or labels.is_floating_point() or labels.is_complex():
         return None
-    labels = labels[..., 1:] if shifted else labels
+    labels = labels[..., 1:] if shifted and labels.ndim > 1 else labels
     return labels.ne(IGNORED).reshape(len(labels), -1).sum(1)
