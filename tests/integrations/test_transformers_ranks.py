@@ -10,14 +10,17 @@ import torch
 
 pytest.importorskip("transformers")
 
-from transformers import Trainer
+from torch.distributed.tensor import DTensor
+from transformers import Trainer, TrainerCallback
 
 from adadagrad import Measure, NormTest, StagedBatch
+from adadagrad.core.errors import InvalidArgument
 from adadagrad.integrations.transformers import AdaptiveBatchTrainer
 from adadagrad.statistics import PerExample
 from tests.integrations.transformers_cases import (
     Linear,
     OfGradientOne,
+    Sharded,
     Watching,
     arguments,
     as_one_of,
@@ -29,6 +32,17 @@ from tests.integrations.transformers_cases import (
 from tests.ranks import on_two_ranks
 
 GROWING = StagedBatch({0: 16, 48: 40, 168: 24, 300: 60})
+GPT = StagedBatch({0: 6, 12: 9})
+
+
+class Stop(TrainerCallback):
+    """Ends the run at a step, as a user's callback may."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        control.should_training_stop |= state.global_step == self.step
 
 
 def weights(model: Any) -> list[float]:
@@ -68,8 +82,40 @@ def on_rank(rank: int, folder: str) -> dict[str, Any]:
     trainer = ours(path, model, rows(100), watching, our, optim="adagrad", per_device_train_batch_size=4)
     found["tested"] = (watching, sizes(trainer), weights(model), trainer.args.world_size)
     model = small_gpt()
-    ours(path, model, sentences(30), our={"policy": StagedBatch({0: 6, 12: 9})}, num_train_epochs=2, label_names=None)
+    ours(path, model, sentences(30), our={"policy": GPT}, num_train_epochs=2, label_names=None)
     found["gpt"] = weights(model)
+    found["resumed"] = [stopped_and_resumed(path / name, stop) for name, stop in (("whole", 99), ("parts", 4))]
+    found["sharded"] = sharded(path / "sharded")
+    return found
+
+
+def stopped_and_resumed(folder: Path, step: int) -> tuple[list[int], list[float]]:
+    settings = {"save_strategy": "steps", "save_steps": 2, "label_names": None, "num_train_epochs": 2}
+    for resume in (False, True):
+        args = arguments(folder, **settings)
+        trainer = AdaptiveBatchTrainer(
+            small_gpt(dropout=0.2),
+            args,
+            train_dataset=sentences(30),
+            policy=GPT,
+            callbacks=[] if resume else [Stop(step)],
+        )
+        trainer.train(resume_from_checkpoint=resume)
+    return sizes(trainer), weights(trainer.model)
+
+
+def sharded(folder: Path) -> dict[str, Any]:
+    found = {}
+    for resume in (None, str(folder / "checkpoint-6")):
+        args = arguments(
+            folder, label_names=None, num_train_epochs=2, max_grad_norm=1.0, save_strategy="steps", save_steps=3
+        )
+        trainer = Sharded(small_gpt(), args, train_dataset=sentences(30), policy=GPT)
+        trainer.train(resume_from_checkpoint=resume)
+        full = [p.full_tensor() if isinstance(p, DTensor) else p for p in trainer.model.parameters()]
+        values = torch.cat([p.detach().reshape(-1) for p in full]).tolist()
+        found["resumed" if resume else "whole"] = (sizes(trainer), values)
+    found["shards"] = sum(isinstance(p, DTensor) for p in trainer.model.parameters())
     return found
 
 
@@ -129,3 +175,31 @@ def test_tokens_weigh_alike_on_all_ranks(results, tmp_path):
         tmp_path, model, sentences(30), our={"policy": StagedBatch({0: 6, 12: 9})}, num_train_epochs=2, label_names=None
     )
     assert weights(model) == pytest.approx(results[0]["gpt"], abs=1e-6)
+
+
+def test_a_run_on_two_ranks_resumes_bit_for_bit(results):
+    for rank in (0, 1):
+        whole, parts = results[rank]["resumed"]
+        assert parts == whole
+    assert results[0]["resumed"] == results[1]["resumed"]
+
+
+def test_a_sharded_model_trains_and_resumes_as_one_process_does(results, tmp_path):
+    model = small_gpt()
+    trainer = ours(
+        tmp_path, model, sentences(30), our={"policy": GPT}, num_train_epochs=2, label_names=None, max_grad_norm=1.0
+    )
+    found = results[0]["sharded"]
+    assert found["shards"] > 10
+    assert found["whole"] == results[1]["sharded"]["whole"]
+    assert found["whole"][0] == sizes(trainer)
+    assert found["whole"][1] == pytest.approx(weights(model), abs=1e-6)
+    assert found["resumed"] == found["whole"]
+
+
+def test_fsdp_1_is_refused(tmp_path):
+    class First(Sharded):
+        version = 1
+
+    with pytest.raises(InvalidArgument, match=r"FSDP 1 does, which is not supported: set fsdp_config=.*2"):
+        First(small_gpt(), arguments(tmp_path), train_dataset=sentences(4), policy=GPT)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 pytest.importorskip("transformers")
 
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback
+from transformers import BertConfig, BertForSequenceClassification, GPT2LMHeadModel, Trainer, TrainerCallback
 
 from adadagrad import ConstantBatch
 from adadagrad.integrations.transformers import AdaptiveBatchTrainer
@@ -145,7 +145,7 @@ def test_it_is_trainers_own_weighting_where_trainer_weighs_too(tmp_path):
         def forward(self, input_ids, labels, num_items_in_batch=None, **others):
             logits = self.table[input_ids]
             loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
-            return {"loss": loss / num_items_in_batch}
+            return {"loss": loss / (labels.ne(-100).sum() if num_items_in_batch is None else num_items_in_batch)}
 
     data = sentences(COUNT)
     theirs = one_step(tmp_path, data, 3, Dividing(), Trainer)
@@ -154,11 +154,26 @@ def test_it_is_trainers_own_weighting_where_trainer_weighs_too(tmp_path):
 
 def test_the_first_label_does_not_count_where_the_model_shifts():
     inputs = {"labels": torch.tensor([[1, 2, -100], [3, -100, -100]])}
+
+    class Derived(GPT2LMHeadModel):
+        """A class of the user's."""
+
     assert shifts_labels(small_gpt())
+    assert shifts_labels(nn.Sequential(Derived(small_gpt().config)))
     assert weigh(inputs, 2, shifted=True, weight="labels").weight.tolist() == [1, 0]
     assert weigh(inputs, 2, shifted=False, weight="labels").weight.tolist() == [2, 1]
     already = inputs | {"shift_labels": torch.tensor([[2, -100, -100], [4, 5, 6]])}
     assert weigh(already, 2, shifted=True, weight="labels").weight.tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("micro", [1, 4, 16])
+def test_a_causal_language_model_is_weighed_by_what_it_predicts(tmp_path, micro):
+    data = sentences(16)
+    whole = small_gpt()
+    batch = {name: torch.stack([row[name] for row in data]) for name in data[0]}
+    whole(**batch).loss.backward()
+    found = one_step(tmp_path, data, micro, small_gpt())
+    assert error(found, next(whole.parameters()).grad) <= 1e-6
 
 
 def test_labels_that_are_no_classes_weigh_by_examples():

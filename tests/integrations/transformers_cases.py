@@ -15,9 +15,12 @@ from torch import nn
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the libraries that transformers imports
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
     from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
     from transformers.utils import logging
 
+
+from adadagrad.integrations.transformers import AdaptiveBatchTrainer
 
 logging.set_verbosity_error()
 
@@ -49,6 +52,25 @@ def as_one_of(rank: int, count: int) -> None:
     """Let accelerate see what torchrun would tell a process whose group is there already."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
+class Sharded(AdaptiveBatchTrainer):
+    """A trainer that shards its model on the CPU, which accelerate does on accelerators only."""
+
+    version = 2
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        state.distributed_type = DistributedType.FSDP
+        state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=self.version,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["GPT2Block"],
+            cpu_ram_efficient_loading=False,
+            state_dict_type="SHARDED_STATE_DICT",
+        )
+        self.is_fsdp_enabled = True
 
 
 class Linear(nn.Module):

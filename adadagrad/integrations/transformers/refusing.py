@@ -97,7 +97,7 @@ def refuse_trainer(trainer: Trainer) -> None:
 
     Raises:
         InvalidArgument: A scheduler of the user's would own the learning rate beside the engine, the optimizer needs a
-            closure, or torch's DataParallel would hide the ranks.
+            closure, the model is sharded by FSDP 1, or torch's DataParallel would hide the ranks.
         UnsizedDataset: The training data have no positions.
         OverriddenSampler: A subclass makes a sampler of its own.
     """
@@ -118,6 +118,11 @@ def refuse_trainer(trainer: Trainer) -> None:
     if type(trainer)._get_train_sampler is not Trainer._get_train_sampler:
         raise OverriddenSampler(
             f"{type(trainer).__name__} has a sampler of its own, which the engine's order would replace: leave it out"
+        )
+    plugin: Any = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
+    if plugin is not None and plugin.fsdp_version != 2:
+        raise InvalidArgument(
+            'fsdp wraps the model as FSDP 1 does, which is not supported: set fsdp_config={"version": 2}'
         )
     if trainer.args.n_gpu > 1:
         raise InvalidArgument(

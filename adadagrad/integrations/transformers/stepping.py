@@ -94,8 +94,9 @@ class SteppedTrainer(Trainer):
             batch = self._prepare_inputs(self._loader.collate(rows))
             self._flops += float(super().floating_point_ops(batch))
             weighed = weigh(batch, len(rows), shifted=self._shifted, weight=self._weight)
+            items = None if self.compute_loss_func is None else weighed.items
             with self.compute_loss_context_manager():
-                loss: Any = self.compute_loss(model, weighed.inputs, num_items_in_batch=weighed.items)
+                loss: Any = self.compute_loss(model, weighed.inputs, num_items_in_batch=items)
             self.accelerator.backward(step.share(loss * weighed.total, weighed.weight))
             step.close()
         step.prepare()

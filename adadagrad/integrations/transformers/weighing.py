@@ -25,7 +25,7 @@ class Weighed:
 
     Args:
         inputs: What the model is given.
-        items: Its valid labels, by which a loss function divides; None where labels are no classes.
+        items: Its valid labels, by which a loss function of the user's may divide; None where labels are no classes.
         weight: What its mean loss weighs: one number, one for each example, or None to weigh by examples.
     """
 
@@ -77,7 +77,8 @@ def shifts_labels(model: nn.Module) -> bool:
     """
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
-            causal = type(module).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+            names = {base.__name__ for base in type(module).__mro__}  # of a sharded model its own class is another
+            causal = not names.isdisjoint(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
             causal |= LOSS_MAPPING.get(module.loss_type or "") is ForCausalLMLoss
             return causal and not module.config.is_encoder_decoder
     return False
