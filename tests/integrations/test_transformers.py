@@ -132,7 +132,7 @@ class TestSteps:
         model = Linear()
         trainer = train(tmp_path, model, data, ConstantBatch(), gradient_accumulation_steps=2, num_train_epochs=1)
         assert all(torch.isfinite(p).all() for p in model.parameters())
-        assert trainer.state.log_history[-1]["samples_seen"] == 64  # the budget counts updates
+        assert trainer.state.log_history[-1]["adadagrad/samples_seen"] == 64  # the budget counts updates
         assert len(model.seen) == 80
 
     def test_the_user_can_have_it_stopped(self, tmp_path):
@@ -229,7 +229,7 @@ class TestCounts:
         assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
         assert trainer.evaluate()["eval_fixed"] == 1.0
         assert trainer.predict(data[:20]).metrics["test_fixed"] == 1.0
-        assert "samples_seen" not in trainer.evaluate()
+        assert "adadagrad/samples_seen" not in trainer.evaluate()
 
     def test_a_second_run_begins_anew_at_the_first_rate(self, tmp_path):
         model = Linear()
@@ -264,7 +264,7 @@ class TestRates:
         for policy in (ConstantBatch(), StagedBatch({0: 8, 64: 16, 256: 32})):
             trainer = train(tmp_path, policy=policy, **changed)
             lines = [line for line in trainer.state.log_history if "loss" in line]
-            before = [0, *(line["samples_seen"] for line in lines)]
+            before = [0, *(line["adadagrad/samples_seen"] for line in lines)]
             found.append(dict(zip(before, (line["learning_rate"] for line in lines), strict=False)))
         common = found[0].keys() & found[1].keys()
         assert len(common) == len(found[1]) > 15
@@ -300,9 +300,13 @@ class TestLogs:
             report_to="tensorboard",
         )
         first, second, third = trainer.state.log_history[:3]
-        assert first["global_batch_size"] == first["samples_seen"] == 8
-        assert first["noise_scale"] == second["noise_scale"] != third["noise_scale"]
-        assert {"next_global_batch_size", "grad_norm_sq", "variance_trace"} <= second.keys()
+        assert first["adadagrad/global_batch_size"] == first["adadagrad/samples_seen"] == 8
+        assert first["adadagrad/noise_scale"] == second["adadagrad/noise_scale"] != third["adadagrad/noise_scale"]
+        assert {
+            "adadagrad/next_global_batch_size",
+            "adadagrad/grad_norm_sq",
+            "adadagrad/variance_trace",
+        } <= second.keys()
         assert trainer.state.log_history[-1]["train_samples_per_second"] == pytest.approx(
             200 / trainer.state.log_history[-1]["train_runtime"], rel=1e-3
         )
@@ -316,8 +320,8 @@ class TestLogs:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         events = EventAccumulator(str(tmp_path / "board")).Reload()
-        assert [event.value for event in events.Scalars("train/global_batch_size")] == [16, 16, 16, 40, 12]
-        assert [event.value for event in events.Scalars("train/samples_seen")][:5] == [16, 32, 48, 88, 100]
+        assert [event.value for event in events.Scalars("train/adadagrad/global_batch_size")] == [16, 16, 16, 40, 12]
+        assert [event.value for event in events.Scalars("train/adadagrad/samples_seen")][:5] == [16, 32, 48, 88, 100]
 
     def test_evaluations_join_the_engines_log(self, tmp_path):
         data = rows(64)
@@ -335,7 +339,7 @@ class TestLogs:
         assert [line["samples_seen"] for line in kept] == [32, 64]
         evaluated = [line for line in trainer.state.log_history if "eval_loss" in line]
         assert kept[0]["metrics"]["eval_loss"] == evaluated[0]["eval_loss"]
-        assert evaluated[0]["samples_seen"] == 32
+        assert evaluated[0]["adadagrad/samples_seen"] == 32
 
     def test_the_loss_is_the_mean_over_the_step(self, tmp_path):
         data = rows(24)

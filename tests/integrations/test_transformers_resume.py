@@ -82,7 +82,8 @@ def test_the_data_go_on_where_the_checkpoint_was(tmp_path):
     assert second.state.epoch == 3.0
     assert second.state.max_steps == second.state.global_step
     assert second.state.log_history[-1]["train_samples_per_second"] == pytest.approx(
-        (300 - first.state.log_history[-1]["samples_seen"]) / second.state.log_history[-1]["train_runtime"], rel=1e-2
+        (300 - first.state.log_history[-1]["adadagrad/samples_seen"]) / second.state.log_history[-1]["train_runtime"],
+        rel=1e-2,
     )
 
 

@@ -167,4 +167,4 @@ class Watching(TrainerCallback):
 
 def sizes(trainer: Trainer) -> list[int]:
     """The batch sizes of a run's steps, from Trainer's own log."""
-    return [line["global_batch_size"] for line in trainer.state.log_history if "loss" in line]
+    return [line["adadagrad/global_batch_size"] for line in trainer.state.log_history if "loss" in line]

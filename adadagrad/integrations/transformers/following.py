@@ -13,8 +13,8 @@ from adadagrad.engine.adaptive_batch import AdaptiveBatch
 from adadagrad.engine.step import Step
 from adadagrad.integrations.metrics import decision_metrics
 
-OWN = ("loss", "lr")
-"""What Trainer logs itself, under these names or its own."""
+OWN = ("adadagrad/loss", "adadagrad/lr")
+"""What Trainer logs itself, under names of its own."""
 
 
 class Following(TrainerCallback):
@@ -103,7 +103,7 @@ class Following(TrainerCallback):
         """
         if self.engine is None or not self.running:
             return {}
-        found: dict[str, float] = {"samples_seen": self.engine.samples_seen}
+        found: dict[str, float] = {"adadagrad/samples_seen": self.engine.samples_seen}
         if "loss" in logs:
             found |= {name: value for name, value in self._metrics.items() if name not in OWN}
         if "train_runtime" in logs:
