@@ -122,14 +122,14 @@ SCRIPT = """
 import json, os, sys, time, warnings
 warnings.simplefilter("ignore")
 import lightning.pytorch as pl
-from tests.integrations.lightning.cases import Net, callback, fit
+from tests.integrations.lightning.cases import Net, fit, keep_all
 folder, ckpt, pause = sys.argv[1], sys.argv[2] or None, float(sys.argv[3])
 class Note(pl.Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         with open(folder + "/alive", "a") as file:
             file.write("x")
         time.sleep(pause)
-saves = ModelCheckpoint(dirpath=folder, save_top_k=-1, every_n_train_steps=1)
+saves = keep_all(folder, every_n_train_steps=1)
 module, trace, *_ = fit(Net(0.2), more=[saves, Note()], enable_checkpointing=True, ckpt_path=ckpt)
 weights = [p.tolist() for p in module.parameters()]
 json.dump([trace.sizes, weights], open(folder + "/done.json", "w"))
@@ -149,6 +149,7 @@ def test_killed_and_resumed_in_another_process(tmp_path):
     alive = folders[1] / "alive"
     until = time.monotonic() + 120
     while not (alive.exists() and alive.stat().st_size >= 9):
+        assert killed.poll() is None
         assert time.monotonic() < until
         time.sleep(0.05)
     killed.send_signal(signal.SIGKILL)
