@@ -6,14 +6,17 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from adadagrad.cli.flags import option_names
 
 README = Path(__file__).parents[1] / "README.md"
 
 
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")  # torch's, about Lightning
 def test_every_python_block_runs() -> None:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
