@@ -28,12 +28,15 @@ exclude_patterns = ["_build"]
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:obj", r".*"),  # single backticks in docstrings: arguments and fields, beside names that are linked
-    (r"py:.*", r"(torch|nn|dist|Tensor|Dataset|DataLoader|os|pathlib|collections|typing|flwr|numpy|np)\b.*"),
+    (
+        r"py:.*",
+        r"(torch|nn|dist|Tensor|Dataset|DataLoader|os|pathlib|collections|typing|flwr|lightning|transformers|accelerate)\b.*",
+    ),
     (
         r"py:class",  # types of arguments that only the library itself passes
         r"(adadagrad\.)?((statistics|engine|core|optimizers|federated)\.)?([a-z_]+\.)*"
         r"(Request|StepScale|\w+Instrument|LogRow|StepRow|Kept|Switch|TailEstimate|Split|Share|Replay|Prepared|Ranks|Stitch"
-        r"|Reduce|OptimizerState|FilterNorm|Collate|Coefficients|MetricRecord|Message|ArrayRecord|Weight)",
+        r"|Reduce|OptimizerState|FilterNorm|Collate|Coefficients|MetricRecord|Message|ArrayRecord|Weight|Accelerating)",
     ),
     (r"py:class", r"contextlib\..*"),
     (r"py:.*", r"(optional|Path|PathLike|Any|Callable|Iterable|Iterator|Mapping|Sequence|Generator|Literal|Self)\b.*"),

@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from tests.docs.pages import blocks
+from tests.integrations.trackers import prometheus_values, tensorboard_rows
+
 
 def launch(names: dict[str, Any], said: str) -> None:
     run, again = names["run"], names["again"]
@@ -76,11 +79,40 @@ def migration(names: dict[str, Any], said: str) -> None:
     assert int(paper[1]) == 1024
 
 
+def trackers(names: dict[str, Any], said: str) -> None:
+    rows = tensorboard_rows(Path("runs/one/tensorboard"))
+    assert rows["adadagrad/global_batch_size"][-1][0] == 2000
+    assert {"adadagrad/relative_variance", "adadagrad/threshold", "adadagrad/loss", "adadagrad/step"} <= set(rows)
+    assert names["sent"] == len(rows["adadagrad/loss"])
+    values = prometheus_values(Path("runs/one/metrics.prom").read_text())
+    (example,) = (block.text for block in blocks("trackers.md") if block.language == "text")
+    assert {line.split("{")[0] for line in example.splitlines()} <= {name for name, _ in values}
+    assert values["adadagrad_samples_seen", (("run", "one"),)] == 2000
+    assert Path("runs/train-001/metrics.prom").is_file()
+
+
+def watch(names: dict[str, Any], said: str) -> None:
+    assert names["address"].startswith("http://127.0.0.1:")
+
+
+def host(names: dict[str, Any], said: str) -> None:
+    assert said.split()[-3:] == ["3", "2000", "True"]
+
+
+def lightning(names: dict[str, Any], said: str) -> None:
+    assert int(said.split()[-1]) == 6000
+
+
 CHECKS: dict[str, Callable[[dict[str, Any], str], None]] = {
     "start.md": start,
     "loop.md": loop,
     "faq.md": faq,
     "migration.md": migration,
+    "trackers.md": trackers,
+    "watch.md": watch,
+    "accelerate.md": host,
+    "fabric.md": host,
+    "lightning.md": lightning,
     "launch.md": launch,
     "optimizers.md": optimizers,
     "tutorials/federated.md": federated,
@@ -88,3 +120,19 @@ CHECKS: dict[str, Callable[[dict[str, Any], str], None]] = {
     "tutorials/dynamic-scale.md": dynamic_scale,
 }
 """By page: takes the names that its blocks have left, and what they have printed."""
+
+APART = {
+    "accelerate.md": "print(engine.steps, resumed.samples_seen, resumed.steps > 4)",
+    "fabric.md": "print(engine.steps, resumed.samples_seen, resumed.steps > 4)",
+    "lightning.md": "print(adaptive.engine.samples_seen)",
+}
+"""Pages whose Python runs in an interpreter of its own, for other libraries' states and warnings; its last line."""
+
+NEEDS = {
+    "accelerate.md": ("accelerate",),
+    "fabric.md": ("lightning",),
+    "lightning.md": ("lightning",),
+    "trackers.md": ("tensorboard",),
+    "watch.md": ("jinja2",),
+}
+"""What must be installed for a page, beside what most of the suite needs."""

@@ -8,8 +8,11 @@ A comment right above a block changes what the tests do with it:
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,3 +123,21 @@ def code(block: Block) -> Any:
     """A Python block, compiled so that a traceback shows its page and line."""
     text = re.sub(r"\A(:[\w-]+:.*\n)+", lambda options: "\n" * options[0].count("\n"), block.text)
     return compile("\n" * block.line + text, f"docs/{block.page}", "exec")
+
+
+def run_apart(page: str, folder: Path, *, last: str) -> str:
+    """Run a page's Python in an interpreter of its own, and return what it has printed.
+
+    Args:
+        page: The page.
+        folder: Where it runs.
+        last: A line of Python to run at the end.
+    """
+    texts = [block.text for block in blocks(page) if block.language in PYTHON and not block.not_run]
+    (folder / "page.py").write_text("\n".join([*texts, last, ""]))
+    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "offline"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | quiet
+    command = [sys.executable, "page.py"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=250)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
