@@ -167,7 +167,7 @@ def test_decisions_go_to_fabrics_loggers(tmp_path: Path) -> None:
     header, *lines = [line.split(",") for line in path.read_text().splitlines()]
     rows = [dict(zip(header, line, strict=True)) for line in lines]
     assert [int(row["step"]) for row in rows] == list(range(1, engine.steps + 1))
-    assert int(rows[-1]["adadagrad/samples_seen"]) == 1800
+    assert float(rows[-1]["adadagrad/samples_seen"]) == 1800
     assert float(rows[-1]["adadagrad/loss"]) == pytest.approx(decision.observation.loss)
     assert {row["accuracy"] for row in rows} == {"0.5"}
 
