@@ -149,6 +149,7 @@ def _tables() -> Mapping[tuple[str, str], Callable[[], Sequence[str]]]:
         ("", "model"): partial(_keys, "names", "MODELS"),
         ("", "lr_schedule"): partial(_keys, "names", "SCHEDULES"),
         ("", "optimizer"): partial(_keys, "optimizers", "OPTIMIZERS"),
+        ("", "track"): partial(_keys, "tracking", "TRACKERS"),
         ("", "rate"): lambda: ("recommended", *_keys("rates", "RATES")),
         ("federated", "server"): partial(_keys, "federated_arguments", "SERVERS"),
         ("detect", "policies"): partial(_keys, "detect", "POLICIES"),

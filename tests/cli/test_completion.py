@@ -46,6 +46,7 @@ def help_flags(command: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
         ("adadagrad train --global", ["--global-batch-size"]),
         ("adadagrad train --policy no", ["norm", "noise-scale"]),
         ("adadagrad train --eta 0.1 --optimizer adag", ["adagrad", "adagrad-norm", "adagrad-ota"]),
+        ("adadagrad train --track t", ["tensorboard", "trackio"]),
         ("adadagrad train --rate ada", ["adascale", "adamscale"]),
         ("adadagrad measure --on-nonfinite s", ["skip", "stop"]),
         ("adadagrad federated --server fed", ["fedavg", "fedavgm"]),
