@@ -30,8 +30,8 @@ def _full(folder: Path) -> None:
     [
         (
             ["tran"],
-            "unknown command 'tran': did you mean train? known: compare, completion, detect, federated, measure, perturb, "
-            "report, train, watch",
+            "unknown command 'tran': did you mean train? known: compare, completion, detect, federated, measure, "
+            "perturb, report, train, watch",
         ),
         (["train", "--policy", "nrom"], "unknown policy 'nrom': did you mean norm"),
         (["train", "--model", "mpl"], "unknown model 'mpl': did you mean mlp"),
