@@ -39,8 +39,10 @@ def tensorboard_rows(folder: Path) -> Rows:
 
 def wandb_records(folder: Path) -> list[Any]:
     """The records of an offline run: LevelDB's log of protobuf messages (7 bytes of header, blocks of 32 KiB)."""
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
+    wandb.teardown()  # old versions write the file out when their service ends
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
     data, place, parts, records = path.read_bytes(), 7, b"", []
     while place + 7 <= len(data):

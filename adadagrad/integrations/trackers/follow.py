@@ -83,23 +83,22 @@ class Follower:
         try:
             record = json.loads(line)
             kind = record["kind"]
-            self.finished = kind == "end"
-            if kind not in ("step", "skip", "log"):
-                start = {name: value for name, value in record.items() if name != "time"} if kind == "start" else None
-            else:
-                start, step, seen = None, int(record["step"]), int(record["samples_seen"])
-                logged = record["metrics"].items() if kind == "log" else None
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            at = (int(record["step"]), int(record["samples_seen"])) if kind in ("step", "skip", "log") else None
+            logged = dict(record["metrics"]) if kind == "log" else None
+        except (KeyError, TypeError, ValueError) as error:
             raise CorruptLog(f"{self._log}, line {self._lines}: not a record ({error!r})") from error
-        if start is not None:
-            self._check_start(start)
-        if kind not in ("step", "skip", "log"):
+        self.finished = kind == "end"
+        if kind == "start":
+            self._check_start({name: value for name, value in record.items() if name != "time"})
+        if at is None:
             return None
+        step, seen = at
         self._place = (step, 0 if logged is None else self._place[1] + 1 if self._place[0] == step else 1)
         if self._place <= self._sent:
             return None
-        metrics = numbers_of(record) if logged is None else {n: float(v) for n, v in logged if is_number(v)}
-        return metrics, step, seen
+        if logged is None:
+            return numbers_of(record), step, seen
+        return {name: float(value) for name, value in logged.items() if is_number(value)}, step, seen
 
     def _rewind(self) -> None:
         """Read the log from its beginning the next time; what has been sent is known."""
