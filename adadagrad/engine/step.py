@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Generator, Iterator
-from contextlib import ExitStack
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from adadagrad.core.errors import StepError
 from adadagrad.core.records import BatchPlan, Decision
-from adadagrad.engine.delivering import micro_batches
 from adadagrad.engine.finishing import complete_step, finish_step
 from adadagrad.engine.mean_loss import MeanLoss, check_loss
+from adadagrad.engine.micro_batches import MicroBatches
 from adadagrad.engine.planning import abandon
 from adadagrad.engine.preparing import Prepared, prepare_step
-from adadagrad.engine.replay import LossFunction, Replay, displaced
-from adadagrad.engine.running import meet, run
+from adadagrad.engine.replay import LossFunction, Replay
+from adadagrad.engine.running import run
 from adadagrad.engine.splitting import Split
 
 if TYPE_CHECKING:
@@ -65,15 +64,10 @@ class Step:
         """By how much the step's losses are multiplied before their backward, until `update` takes it out again."""
         self.mean = MeanLoss(size / ranks if ranks > 1 else size, ranks)
         """The step's loss, as its micro-batches come."""
-        self._rows: int | None = None  # of the micro-batch that waits for its backward
-        self._done = 0
         self.together = False
         """Whether this rank is at the micro-batch in which the ranks synchronise, where others may wait for it."""
-        self._state = "new"
         self._loop: weakref.ref[Generator[Any, None, None]] | None = None  # which ends itself where nobody holds it
-        self._batches: Iterator[Any] = iter(())
-        self._inside, self._around = ExitStack(), ExitStack()  # contexts of a micro-batch, and of all of them
-        self._opened = 0
+        self._micro = MicroBatches(len(split.sizes))
         self.prepared: Prepared | None = None
         """What `prepare` has found; None before."""
 
@@ -98,9 +92,9 @@ class Step:
             StepError: The step was iterated before or is undone.
         """
         self._refuse_undone()
-        if self._state != "new" or self._loop is not None:
+        if not self._micro.new or self._loop is not None:
             raise StepError("a step can be iterated once: use step.run(...) or one loop over the step, not both")
-        loop = self._micro_batches()
+        loop = self._each()
         self._loop = weakref.ref(loop)
         return loop
 
@@ -110,23 +104,23 @@ class Step:
         loop = None if self._loop is None else self._loop()
         if loop is not None:
             loop.close()
-        self._abort()
+        self._micro.abort()
 
-    def _micro_batches(self) -> Generator[Any, None, None]:
+    def _each(self) -> Generator[Any, None, None]:
         """Yield the micro-batches, each in its contexts."""
         while self.left:
             batch = self.open()
             try:
                 yield batch
             except BaseException:
-                self._abort()
+                self._micro.abort()
                 raise
             self.close()
 
     @property
     def left(self) -> int:
         """How many of this rank's micro-batches have not been opened."""
-        return len(self.split.sizes) - self._opened
+        return self._micro.left
 
     def open(self) -> Any:
         """Fetch the next micro-batch, and enter the contexts of its measurement and of the ranks' synchronisation.
@@ -138,27 +132,7 @@ class Step:
             StepError: All micro-batches were opened, the latest one was not closed, or the step is undone.
         """
         self._refuse_undone()
-        index, sizes = self._opened, self.split.sizes
-        if self._state == "complete" or self._state == "open":
-            raise StepError("no micro-batch can be opened: close the latest one, and open as many as step.left says")
-        if index == 0:
-            self._batches = micro_batches(self.engine, sizes)
-            self._around.enter_context(displaced(self.engine.optimizer))
-        instrument, parallel = self.engine.measuring.instrument, self.engine.parallel
-        try:
-            batch = next(self._batches)
-            rows = self._rows = sizes[index]
-            last, measured = index + 1 == len(sizes), index < self.split.measured
-            if last:
-                meet(self)
-            if measured and (rows or parallel.aligned):
-                self._inside.enter_context(instrument.micro_batch(max(rows, 1), self._coefficients))
-            self._inside.enter_context(parallel.micro_batch(last=last, measured=measured))
-        except BaseException:
-            self._abort()
-            raise
-        self._opened, self._state = index + 1, "open"
-        return batch
+        return self._micro.open(self)
 
     def close(self) -> None:
         """Leave the contexts of the micro-batch that was opened last, after the backward of its `share`.
@@ -166,26 +140,7 @@ class Step:
         Raises:
             StepError: None is open, or it had no backward.
         """
-        if self._state != "open":
-            raise StepError("no micro-batch is open: call step.open() before step.close()")
-        self._inside.close()
-        self._state = "between"
-        if self._done != self._opened:
-            raise StepError(
-                f"micro-batch {self._opened} of {len(self.split.sizes)} had no backward: call step.backward(loss) once "
-                "for each batch that the step yields"
-            )
-        if self._opened == self.split.measured < len(self.split.sizes):
-            self.engine.measuring.instrument.close_group()
-        if not self.left:
-            self._around.close()
-            self._state = "complete"
-
-    def _abort(self) -> None:
-        """Leave every context as an error would."""
-        gone = GeneratorExit()
-        self._inside.__exit__(GeneratorExit, gone, None)
-        self._around.__exit__(GeneratorExit, gone, None)
+        self._micro.close(self)
 
     def backward(self, loss: Tensor, weight: float | Tensor | None = None) -> None:
         """Backward one micro-batch's loss, scaled so that the step's gradient is the mean over its examples.
@@ -201,9 +156,9 @@ class Step:
             InvalidArgument: The loss is not a scalar, or the weights have the wrong shape or are not positive.
         """
         share = self.share(loss, weight)
-        self._done -= 1
+        self._micro.done -= 1
         self.engine.differentiate(share)
-        self._done += 1
+        self._micro.done += 1
 
     def share(self, loss: Tensor, weight: float | Tensor | None = None) -> Tensor:
         """Return what is to be differentiated instead of a micro-batch's loss; for who calls backward himself.
@@ -220,12 +175,12 @@ class Step:
             LossWithoutGradient: The loss does not require grad.
             InvalidArgument: The loss is not a scalar, or the weights have the wrong shape or are not positive.
         """
-        if self._state != "open" or self._rows is None:
+        rows = self._micro.rows
+        if rows is None:
             raise StepError("no micro-batch is waiting: call step.backward(loss) inside the loop over the step")
         check_loss(loss)
-        share = self.mean.add(loss, self._rows, weight)
-        self._rows = None
-        self._done += 1
+        share = self.mean.add(loss, rows, weight)
+        self._micro.taken()
         return share if self.scale == 1.0 else share * self.scale
 
     def run(self, loss_function: LossFunction) -> None:
@@ -244,7 +199,7 @@ class Step:
                 much, or other ranks may wait for this one.
         """
         self._refuse_undone()
-        if self._state != "new" or self._loop is not None:
+        if not self._micro.new or self._loop is not None:
             raise StepError("a step can be iterated once: use step.run(...) or one loop over the step, not both")
         run(self, loss_function)
 
@@ -326,7 +281,7 @@ class Step:
         """Factor from the scales of the backward to the mean over the examples, or over their weights."""
         return self.mean.correction if self.scale == 1.0 else self.mean.correction / self.scale
 
-    def _coefficients(self) -> float | Tensor:
+    def coefficients(self) -> float | Tensor:
         """Return the weights with which the examples of the latest micro-batch enter the gradient as it is built."""
         found = self.mean.coefficients()
         return found if self.scale == 1.0 else found * self.scale
@@ -335,10 +290,10 @@ class Step:
         if self.finished or self.prepared is not None:
             raise StepError(f"{what} was called twice on one step: one update for each step of the engine")
         self._refuse_undone()
-        if self._state != "complete":
+        if not self._micro.complete:
             raise StepError(
-                f"{len(self.split.sizes) - self._done} of {len(self.split.sizes)} micro-batches are left: loop over "
-                f"the whole step (no break), or use step.run(...), before {what}"
+                f"{len(self.split.sizes) - self._micro.done} of {len(self.split.sizes)} micro-batches are left: loop "
+                f"over the whole step (no break), or use step.run(...), before {what}"
             )
 
     def _refuse_undone(self) -> None:
