@@ -1,4 +1,4 @@
-"""docs/accelerate.md and docs/fabric.md: their diffs are those of the scripts in docs/examples, and all of it runs."""
+"""docs/accelerate.md and docs/fabric.md: their diffs are those of the scripts in docs/examples, which run."""
 
 from __future__ import annotations
 
