@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
@@ -71,6 +71,8 @@ def accelerated(
             "not know beforehand: take it out, and pass lr_schedule=CosineSchedule(...) or another one that counts "
             "samples"
         )
+    if accelerator.is_fsdp2:
+        _forget_replaced(optimizer)
     return optimizer, plain_loader(data) if isinstance(data, DataLoader) else data, accelerator.scaler
 
 
@@ -104,6 +106,17 @@ def _refuse_ways_of_its_own(accelerator: Accelerating) -> None:
         )
     if accelerator.mixed_precision == "fp8":
         raise InvalidArgument('accelerator computes in fp8, which has not been tried: use mixed_precision="bf16"')
+
+
+def _forget_replaced(optimizer: torch.optim.Optimizer) -> None:
+    """Drop what an optimizer has made at its construction for parameters that sharding has replaced since.
+
+    Torch's Adagrad makes its sums then. Nothing reaches the old ones any more but the optimizer's own ``state_dict``,
+    and so ``accelerator.save_state``, which fail over them; for the new parameters they are made at the first step.
+    """
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+    for p in [p for p in optimizer.state if isinstance(p, Tensor) and p not in held]:
+        del optimizer.state[p]
 
 
 def _refuse_unprepared(model: Any, optimizer: Any) -> None:
