@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, final
 
+from adadagrad.core.errors import InvalidArgument
+
 if TYPE_CHECKING:
     from adadagrad.engine.adaptive_batch import AdaptiveBatch
 
@@ -39,7 +41,7 @@ class Progress:
         Raises:
             StepError: A step is in progress.
         """
-        return self._engine.progress_state()
+        return {**self._engine.progress_state(), "optimizer_entries": len(self._engine.optimizer.state)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from there; model and optimizer are loaded by who holds them.
@@ -49,6 +51,13 @@ class Progress:
 
         Raises:
             StepError: A step is in progress.
-            InvalidArgument: The state belongs to another run's data or learning-rate rule.
+            InvalidArgument: The optimizer's state has not been loaded before, as far as that can be seen; or the state
+                belongs to another run's data or learning-rate rule.
         """
+        saved, loaded = state.get("optimizer_entries", 0), len(self._engine.optimizer.state)
+        if loaded < saved:
+            raise InvalidArgument(
+                f"the optimizer holds a state for {loaded} parameters, and held one for {saved} when this was saved: "
+                "load the optimizer with it, and before it (Accelerate before 1.13 does not where models are sharded)"
+            )
         self._engine.load_progress_state(state)

@@ -122,6 +122,7 @@ def load(fabric: Fabric, path: str | Path, state: dict[str, Any], **options: Any
         InvalidArgument: As for `AdaptiveBatch.load_progress_state`.
     """
     waiting = {name: held for name, held in state.items() if isinstance(held, Progress)}
+    state |= {name: state.pop(name) for name in waiting}  # behind model and optimizer, which come first
     left: dict[str, Any] = fabric.load(path, state, **options)
     for name, progress in waiting.items():
         if state[name] is not progress:

@@ -13,6 +13,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 
 import adadagrad as ada
+from adadagrad.core.errors import InvalidArgument
 from tests.integrations.accelerators import accelerate, accelerator_of_rank
 from tests.integrations.hosts import SETTINGS, make_data, make_model, policy, sizes, train
 from tests.ranks import on_two_ranks
@@ -21,6 +22,8 @@ OPTIMIZERS = {
     "adagrad": lambda parameters: torch.optim.Adagrad(parameters, lr=0.1),  # which has a state from its construction on
     "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
 }
+OLD = tuple(map(int, accelerate.__version__.split(".")[:2])) < (1, 13)
+"""Whether Accelerate forgets to load a sharded optimizer."""
 WHOLE = {**SETTINGS, "measure": ada.Measure(every=1, max_examples=None)}
 
 
@@ -55,13 +58,17 @@ def work(rank: int, name: str, folder: str) -> dict[str, Any]:
     accelerator.save_state(folder)
     rest = train(engine, model)
     accelerator, again, second = make(rank + 5)
-    accelerator.load_state(folder)
+    try:
+        accelerator.load_state(folder)
+        resumed = train(second, again) == rest and torch.equal(whole(again), whole(model))
+    except InvalidArgument as refused:
+        resumed = str(refused)
     return {
         "way": type(engine.parallel).__name__,
         "units": sum(isinstance(part, FSDPModule) for part in model.modules()),
         "trace": begun + rest,
         "weights": whole(model),
-        "resumed": train(second, again) == rest and torch.equal(whole(again), whole(model)),
+        "resumed": resumed,
     }
 
 
@@ -73,7 +80,8 @@ def test_a_sharded_run_is_that_of_one_process_and_resumes_bit_for_bit(name: str,
     expected = train(engine, model)
     alone = torch.cat([p.detach().flatten() for p in model.parameters()])
     for rank in found:
-        assert (rank["way"], rank["units"], rank["resumed"]) == ("FullyShard", 3, True)
+        assert (rank["way"], rank["units"]) == ("FullyShard", 3)
+        assert rank["resumed"] is True or (OLD and "Accelerate before 1.13 does not" in rank["resumed"])
         assert sizes(rank["trace"]) == sizes(expected)
         assert torch.allclose(rank["weights"], alone, rtol=0, atol=1e-12)
     assert torch.equal(found[0]["weights"], found[1]["weights"])

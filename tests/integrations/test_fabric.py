@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import adadagrad as ada
-from adadagrad.core.errors import OverriddenSampler
+from adadagrad.core.errors import InvalidArgument, OverriddenSampler
 from tests.integrations.fabrics import integration, make_engine, make_fabric
 from tests.integrations.hosts import (
     SETTINGS,
@@ -192,3 +192,25 @@ def test_fabrics_checkpoint_resumes_bit_for_bit(tmp_path: Path, precision: Any, 
     assert torch.equal(weights(second), weights(whole))
     saved = torch.load(tmp_path / "x", weights_only=True)
     assert not {"model", "optimizer"} & set(saved["engine"])
+
+
+def test_the_optimizer_is_loaded_before_the_engine_or_missed(tmp_path: Path) -> None:
+    def make(seed: int) -> Any:
+        fabric, own = make_fabric(), make_model(seed=seed)
+        model, optimizer = fabric.setup(own, torch.optim.AdamW(own.parameters(), lr=0.01))
+        engine = integration.adaptive_batch(fabric, model, optimizer, make_data(), policy(), **SETTINGS)
+        return fabric, engine, model, {"engine": integration.Progress(engine), "model": model, "optimizer": optimizer}
+
+    fabric, first, model, state = make(0)
+    train(first, model, 3)
+    fabric.save(tmp_path / "x", state)
+    expected = train(first, model)
+    fabric, second, model, state = make(7)
+    integration.load(fabric, tmp_path / "x", state)
+    assert train(second, model) == expected
+    fabric, _, _, state = make(7)
+    del state["optimizer"]
+    with pytest.raises(
+        InvalidArgument, match=r"holds a state for 0 parameters, and held one for 4.*load the optimizer"
+    ):
+        integration.load(fabric, tmp_path / "x", state)
