@@ -125,6 +125,7 @@ APART = {
     "accelerate.md": "print(engine.steps, resumed.samples_seen, resumed.steps > 4)",
     "fabric.md": "print(engine.steps, resumed.samples_seen, resumed.steps > 4)",
     "lightning.md": "print(adaptive.engine.samples_seen)",
+    "transformers.md": "",
 }
 """Pages whose Python runs in an interpreter of its own, for other libraries' states and warnings; its last line."""
 
@@ -132,6 +133,7 @@ NEEDS = {
     "accelerate.md": ("accelerate",),
     "fabric.md": ("lightning",),
     "lightning.md": ("lightning",),
+    "transformers.md": ("transformers",),
     "trackers.md": ("tensorboard",),
     "watch.md": ("jinja2",),
 }
