@@ -176,6 +176,17 @@ def test_a_causal_language_model_is_weighed_by_what_it_predicts(tmp_path, micro)
     assert error(found, next(whole.parameters()).grad) <= 1e-6
 
 
+def test_trainer_counts_the_first_label_of_gpt_2(tmp_path):
+    data = sentences(16)
+    model = small_gpt()
+    theirs = one_step(tmp_path, data, 16, small_gpt(), Trainer)
+    batch = {name: torch.stack([row[name] for row in data]) for name in data[0]}
+    model(**batch).loss.backward()
+    counted = int(batch["labels"].ne(-100).sum())
+    expected = next(model.parameters()).grad * (counted - 16) / counted
+    assert error(theirs, expected) <= 1e-6  # should this fail, Trainer has been mended: say so in docs/transformers.md
+
+
 def test_labels_that_are_no_classes_weigh_by_examples():
     assert weigh({"labels": torch.zeros(3)}, 3, shifted=False, weight="labels").weight is None
     assert weigh({"labels": [{"boxes": 1}]}, 1, shifted=False, weight="labels").weight is None
