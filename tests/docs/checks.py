@@ -103,6 +103,10 @@ def lightning(names: dict[str, Any], said: str) -> None:
     assert int(said.split()[-1]) == 6000
 
 
+def transformers(names: dict[str, Any], said: str) -> None:
+    assert said.split()[-2:] == ["True", "160"]
+
+
 CHECKS: dict[str, Callable[[dict[str, Any], str], None]] = {
     "start.md": start,
     "loop.md": loop,
@@ -113,6 +117,7 @@ CHECKS: dict[str, Callable[[dict[str, Any], str], None]] = {
     "accelerate.md": host,
     "fabric.md": host,
     "lightning.md": lightning,
+    "transformers.md": transformers,
     "launch.md": launch,
     "optimizers.md": optimizers,
     "tutorials/federated.md": federated,
@@ -125,7 +130,7 @@ APART = {
     "accelerate.md": "print(engine.steps, resumed.samples_seen, resumed.steps > 4)",
     "fabric.md": "print(engine.steps, resumed.samples_seen, resumed.steps > 4)",
     "lightning.md": "print(adaptive.engine.samples_seen)",
-    "transformers.md": "",
+    "transformers.md": 'print(same, trainer.state.log_history[-1]["adadagrad/samples_seen"])',
 }
 """Pages whose Python runs in an interpreter of its own, for other libraries' states and warnings; its last line."""
 
@@ -133,7 +138,7 @@ NEEDS = {
     "accelerate.md": ("accelerate",),
     "fabric.md": ("lightning",),
     "lightning.md": ("lightning",),
-    "transformers.md": ("transformers",),
+    "transformers.md": ("transformers", "accelerate"),
     "trackers.md": ("tensorboard",),
     "watch.md": ("jinja2",),
 }

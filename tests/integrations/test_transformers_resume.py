@@ -143,6 +143,8 @@ def test_checkpoints_that_say_too_little_are_refused(tmp_path):
     stopped(tmp_path / "only", 4, save_only_model=True)
     with pytest.raises(InvalidArgument, match="save_only_model=True"):
         stopped(tmp_path / "only", resume=str(tmp_path / "only" / "checkpoint-4"))
+    with pytest.raises(InvalidArgument, match="checkpoint-5' does not exist"):
+        stopped(tmp_path, resume=str(tmp_path / "checkpoint-5"))
     with pytest.raises(InvalidArgument, match="holds no checkpoint: leave it out to begin"):
         stopped(tmp_path / "none", resume=True)
 

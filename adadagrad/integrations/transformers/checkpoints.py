@@ -50,9 +50,13 @@ def refuse_incomplete(folder: Path) -> None:
         folder: The checkpoint.
 
     Raises:
-        InvalidArgument: It was saved by another trainer, or with ``save_only_model=True``.
+        InvalidArgument: It does not exist, or was saved by another trainer or with ``save_only_model=True``.
         CorruptCheckpoint: The process ended while it was being saved, or the engine's file is damaged.
     """
+    if not folder.is_dir():
+        raise InvalidArgument(
+            f"resume_from_checkpoint={str(folder)!r} does not exist: give a checkpoint's folder, or True"
+        )
     if not (folder / NAME).exists():
         raise InvalidArgument(
             f"{folder} holds no {NAME}: it was saved by another trainer or with save_only_model=True, and a run cannot "
