@@ -4,8 +4,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 RIVALS := .venv-rivals
+OLDEST := lightning==2.5.0 transformers==5.0.0 accelerate==1.10.1 huggingface-hub==1.33.0 tokenizers==0.22.2
+TESTS  ?= tests/integrations/test_same_everywhere.py tests/integrations/lightning/test_hazards.py tests/integrations/test_accelerate_hazards.py
 
-.PHONY: demo test check lint types architecture doctests docs site bench rivals clean help
+.PHONY: demo test check lint types architecture doctests docs site oldest bench rivals clean help
 
 help:            ## what can be made here
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -49,6 +51,9 @@ docs: $(STAMP)   ## write docs/equations.md anew, from the docstrings
 site: $(STAMP)   ## the documentation as web pages, docs/_build/html/index.html (a minute or two; runs the notebooks)
 	$(BIN)/sphinx-build -W -E --keep-going -q -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html in a browser"
+
+oldest: $(STAMP) ## that trainers go wrong and the adapters do not, on the oldest versions supported (TESTS=... for more)
+	$(BIN)/python -m tests.integrations.versions $(OLDEST) -- -q -p no:cacheprovider $(TESTS)
 
 bench: $(STAMP)  ## the timed comparisons, tables on the screen (about ten minutes)
 	$(BIN)/python -m benchmarks.engine
