@@ -18,6 +18,7 @@ from adadagrad.engine import AdaptiveBatch
 from adadagrad.integrations.lightning.checks import check_settings, check_trainer
 from adadagrad.integrations.lightning.loader import AdaptiveLoader
 from adadagrad.integrations.lightning.module import measured_module, parallel_of
+from adadagrad.integrations.lightning.place import move_to
 from adadagrad.integrations.lightning.run import Run, Weight
 from adadagrad.integrations.metrics import decision_metrics
 
@@ -81,8 +82,12 @@ class AdaptiveBatchCallback(Callback):
         Raises:
             InvalidArgument: It is something else.
         """
-        self._loader = AdaptiveLoader(loader, lambda: self._run)
+        self._loader = AdaptiveLoader(loader, self.run)
         return self._loader
+
+    def run(self) -> Run | None:
+        """Return the run at work, for the loader; None before training has started."""
+        return self._run
 
     @property
     def engine(self) -> AdaptiveBatch | None:
@@ -92,6 +97,11 @@ class AdaptiveBatchCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the engine, of a model that is wrapped by now, and go to where a checkpoint was taken."""
         optimizer, loader = check_trainer(trainer, pl_module, self._loader, self.total_samples)
+        if trainer.ckpt_path is not None and not self._loaded:
+            raise InvalidArgument(
+                "the checkpoint holds no state of the callback, because it was made without it: load its weights alone "
+                "(load_from_checkpoint) and train without ckpt_path"
+            )
         model = measured_module(pl_module, self.module)
         parallel = parallel_of(trainer.strategy.model, model)
         parallel.whole = loader.micro_batch_size
@@ -113,15 +123,14 @@ class AdaptiveBatchCallback(Callback):
             parallel=parallel,
             **self.settings,
         )
-        every = trainer.val_check_batch
-        self._run = Run(engine, math.inf if every is None or not trainer.enable_validation else every)
+        counts, of_all = trainer.fit_loop.epoch_loop.batch_progress, trainer.check_val_every_n_epoch is None
         if self._loaded:
-            counts = trainer.fit_loop.epoch_loop.batch_progress
-            for name in ("ready", "started", "processed", "completed"):
-                for count in (counts.current, counts.total):
-                    setattr(count, name, getattr(count, name) - self._loaded["again"])
-            self._run.load_state_dict(self._loaded)
+            engine.load_progress_state(self._loaded["engine"])
+            move_to(trainer, engine, len(loader), again=self._loaded["again"] > 0)
             self._loaded = {}
+        every = trainer.val_check_batch
+        validates = math.inf if every is None or not trainer.enable_validation else every
+        self._run = Run(engine, validates, counts.total.completed if of_all else None)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Have Lightning step the optimizer after this micro-batch, or not, as the engine has planned."""
@@ -154,8 +163,12 @@ class AdaptiveBatchCallback(Callback):
         decision = self._at_work.complete()
         if decision is not None:
             self.decision = decision
-            pl_module.log_dict(dict(decision_metrics(decision)), batch_size=1)
-            trainer.should_stop |= self._at_work.over
+            metrics = decision_metrics(decision)
+            pl_module.log_dict(dict(metrics), batch_size=1, logger=False)  # for callbacks
+            if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+                for logger in trainer.loggers:  # not by `log`, which repeats what another step has measured
+                    logger.log_metrics(metrics, step=trainer.global_step - 1)
+            trainer.should_stop |= self.total_samples is not None and self._at_work.over
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the log's last line, or give up the step in which training was stopped."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
 from adadagrad.core.errors import InvalidArgument
@@ -101,8 +102,16 @@ def check_trainer(
         )
     if any(isinstance(other, GradientAccumulationScheduler) for other in trainer.callbacks):  # type: ignore[attr-defined]
         raise InvalidArgument("GradientAccumulationScheduler sets what the policy decides: take it out of callbacks")
+    averaging = any(isinstance(other, StochasticWeightAveraging) for other in trainer.callbacks)  # type: ignore[attr-defined]
+    if averaging and StochasticWeightAveraging.pl_module_contains_batch_norm(module):
+        raise InvalidArgument(
+            "StochasticWeightAveraging of a model with BatchNorm runs an epoch without steps: use EMAWeightAveraging"
+        )
     if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
         raise InvalidArgument("reload_dataloaders_every_n_epochs would restart the stream of examples: leave it out")
     if total_samples is None and (trainer.max_epochs is None or trainer.max_epochs < 1):
         raise InvalidArgument("total_samples is needed where max_epochs sets no end: give the callback total_samples")
+    least = trainer.min_steps or (trainer.min_epochs or 0) * own.dataset_size > (total_samples or math.inf)
+    if total_samples is not None and least:
+        raise InvalidArgument("min_steps or min_epochs would go on after total_samples, without data: leave them out")
     return optimizer, own

@@ -40,10 +40,11 @@ class Run:
     Args:
         engine: The engine; its micro-batches are whole.
         validates: After how many micro-batches of an epoch Lightning validates, and perhaps saves; infinite for never.
+        opened: Micro-batches that have been run, where Lightning counts those of all epochs for that; else None.
     """
 
-    def __init__(self, engine: AdaptiveBatch, validates: float) -> None:
-        self.engine, self._validates = engine, validates
+    def __init__(self, engine: AdaptiveBatch, validates: float, opened: int | None = None) -> None:
+        self.engine, self._validates, self._opened = engine, validates, opened
         self._steps: Iterator[Step] = iter(engine)
         self._step: Step | None = None
         self._first: FirstCall | None = None
@@ -51,6 +52,10 @@ class Run:
         self._before: dict[str, Any] = {}
         self._random: dict[str, Any] | None = None
         self._begun = False
+        self._made = False  # by the optimizer, and not yet counted
+        self._decision: Decision | None = None  # of a step that was counted before its turn
+        self._again = 0  # micro-batches of the step in which training was stopped
+        self._handle = engine.optimizer.register_step_post_hook(self._note)
 
     @property
     def over(self) -> bool:
@@ -69,6 +74,8 @@ class Run:
             self._random = random_states() if self._may_save_within() else None
             self._step, self._begun = next(self._steps), True
         batch = self._step.open()
+        if self._opened is not None:
+            self._opened += 1
         if not self._called and self._step.measured and isinstance(self.engine.measuring.instrument, ExampleInstrument):
             self._first = FirstCall(self.engine.parallel.module)
         return batch
@@ -122,33 +129,39 @@ class Run:
 
     def complete(self) -> Decision | None:
         """Count the step where the optimizer has made it; return its record, or None in the middle of one."""
-        if self.step.prepared is None:
-            return None
-        decision = self.step.complete()
-        self._step = None
+        if self._decision is None and self.step.prepared is not None:
+            self._count()
+        decision, self._decision = self._decision, None
         return decision
 
     def end(self) -> None:
         """Write the log's last line where the budget is used, and give up a step in which training was stopped."""
         if self._first is not None:
             self._first.close(needed=False)
-        if self._step is None and self.over:
+        if self._made:
+            self._count()
+        if self._step is not None:
+            self._again = len(self._step.split.sizes) - self._step.left
+        elif self.over:
             next(self._steps, None)
         self._steps, self._step = iter(()), None
+        self._handle.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the engine's progress, and how many micro-batches must be run again from there; on every rank."""
-        if self._step is None:
+        if self._made:  # in a callback that comes before ours
+            self._count()
+        if self._step is None and not self._again:
             return {"engine": self.engine.progress_state(), "again": 0}
         if self._random is None:
             warnings.warn(
-                f"a checkpoint was made in the middle of step {self._step.number}: where it is resumed the step is run "
-                "again, with other random numbers. To resume exactly, save with "
+                f"a checkpoint was made in the middle of step {self._before['steps'] + 1}: where it is resumed the "
+                "step is run again, with other random numbers. To resume exactly, save with "
                 "ModelCheckpoint(every_n_train_steps=...) or after validation",
                 stacklevel=3,
             )
-        opened = len(self._step.split.sizes) - self._step.left
-        return {"engine": with_random_states(self.engine, self._before, self._random), "again": opened}
+        again = self._again if self._step is None else len(self._step.split.sizes) - self._step.left
+        return {"engine": with_random_states(self.engine, self._before, self._random), "again": again}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where a state was taken.
@@ -158,11 +171,20 @@ class Run:
         """
         self.engine.load_progress_state(state["engine"])
 
+    def _note(self, *arguments: Any) -> None:
+        """Take note that the optimizer has stepped: whoever saves from now on saves a model that has made the step."""
+        self._made = self._step is not None and self._step.prepared is not None
+
+    def _count(self) -> None:
+        self._made = False
+        self._decision = self.step.complete()
+        self._step = None
+
     def _may_save_within(self) -> bool:
         """Return whether a save is to be expected before the last micro-batch of the step that comes next."""
         unit = self.engine.micro_batch_size * self.engine.parallel.ranks.count
         count = math.ceil(self.engine.global_batch_size / unit)
-        done = self.engine.samples_drawn % self.engine.dataset_size // unit
+        done = self.engine.samples_drawn % self.engine.dataset_size // unit if self._opened is None else self._opened
         validates = any(batch % self._validates == 0 for batch in range(done + 1, done + count))
         return count > 1 and (validates or not self._begun)
 

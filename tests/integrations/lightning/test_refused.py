@@ -5,14 +5,14 @@ from __future__ import annotations
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 from adadagrad import ExtrapolatedSGD, Measure, MicroBatch, NormTest
 from adadagrad.core.errors import InvalidArgument, StepError
 from adadagrad.integrations.lightning import AdaptiveBatchCallback
-from tests.integrations.lightning.cases import QUIET, Net, callback, data, fit, loader, trainer
+from tests.integrations.lightning.cases import QUIET, N, Net, callback, data, fit, loader, trainer
 
 pytestmark = QUIET
 
@@ -70,6 +70,12 @@ class Silent(Net):
         return None
 
 
+class Normed(Net):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+
 @pytest.mark.parametrize(
     ("module", "settings", "match"),
     [
@@ -82,11 +88,20 @@ class Silent(Net):
         (Net, {"max_epochs": -1}, "total_samples is needed"),
         (Net, {"more": [GradientAccumulationScheduler({0: 2})]}, "take it out of callbacks"),
         (Silent, {}, "training_step must return a loss"),
+        (Normed, {"more": [StochasticWeightAveraging(0.01)]}, "an epoch without steps"),
+        (Net, {"min_steps": 9, "adaptive": callback(total_samples=N)}, "go on after total_samples"),
+        (Net, {"min_epochs": 2, "adaptive": callback(total_samples=2 * N - 1)}, "go on after total_samples"),
     ],
 )
 def test_trainers(module, settings, match):
     with pytest.raises((InvalidArgument, RuntimeError), match=match):
         fit(module(), **settings)
+
+
+def test_what_is_near_to_the_refused_is_not():
+    fit(Net(), more=[StochasticWeightAveraging(0.01)], max_epochs=1)
+    *_, made, adaptive = fit(Net(), callback(total_samples=2 * N), min_epochs=2)
+    assert (made.current_epoch, adaptive.engine.samples_seen) == (2, 2 * N)
 
 
 def test_a_loader_that_is_not_the_callbacks():

@@ -47,7 +47,7 @@ def test_resumed_from_every_step(tmp_path):
 
 
 def test_resumed_from_saves_in_the_middle_of_a_step_which_validation_makes(tmp_path):
-    settings = {"enable_checkpointing": True, "val": True, "val_check_interval": 5}
+    settings = {"enable_checkpointing": True, "val": True, "val_check_interval": 6}
     whole, expected, *_ = fit(Net(DROPOUT), more=[keep_all(tmp_path)], **settings)
     again = []
     for path in newest(tmp_path):
