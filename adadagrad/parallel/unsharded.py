@@ -74,8 +74,9 @@ class UnshardedGradients:
             yield
 
 
-def _hand_over(receive: Receiver, p: nn.Parameter, gradient: Tensor) -> None:
-    receive(p, gradient.detach())
+def _hand_over(receive: Receiver, p: nn.Parameter, gradient: Tensor | None) -> None:
+    if gradient is not None:  # as it is for outputs that the loss leaves out, under DistributedDataParallel
+        receive(p, gradient.detach())
 
 
 def _own_modules(module: nn.Module) -> Sequence[nn.Module]:

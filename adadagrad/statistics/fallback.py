@@ -77,7 +77,9 @@ class ModelCall:
                 leaves[number].register_hook(partial(self._keep, number))
         return tree_unflatten(leaves, spec)
 
-    def _keep(self, number: int, gradient: Tensor) -> None:
+    def _keep(self, number: int, gradient: Tensor | None) -> None:
+        if gradient is None:  # an output that the loss leaves out, behind DistributedDataParallel
+            return
         known = self.output_gradients.get(number)
         self.output_gradients[number] = gradient.detach() if known is None else known + gradient.detach()
 

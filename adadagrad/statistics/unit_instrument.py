@@ -136,9 +136,11 @@ class UnitInstrument(AbstractInstrument):
 
 
 def _receive(
-    gradients: dict[nn.Parameter, Tensor], twice: set[nn.Parameter], p: nn.Parameter, gradient: Tensor
+    gradients: dict[nn.Parameter, Tensor], twice: set[nn.Parameter], p: nn.Parameter, gradient: Tensor | None
 ) -> None:
     """Take in a parameter's gradient of this backward, before it is added to `.grad`."""
+    if gradient is None:  # behind DistributedDataParallel, of an output that the loss leaves out
+        return
     if p in gradients:
         twice.add(p)
     gradients[p] = gradient.detach()
