@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -141,14 +142,21 @@ def tracking(track: Sequence[str], directory: Path, settings: Settings) -> Itera
         InvalidArgument: A tracker refuses what it is given.
     """
     with ExitStack() as stack:
-        trackers = {}
+        trackers: dict[str, Tracker] = {}
         key = _key_of(directory) if track else ""
-        for word in track:
-            name, _, where = word.partition(":")
-            trackers[name] = find("tracker", name, TRACKERS)(
-                Tracked(directory=directory, key=key, where=where, settings=choices(settings))
-            )
-            stack.callback(_close, name, trackers[name])
+        new = bool(track) and not any(directory.iterdir())
+        try:
+            for word in track:
+                name, _, where = word.partition(":")
+                trackers[name] = find("tracker", name, TRACKERS)(
+                    Tracked(directory=directory, key=key, where=where, settings=choices(settings))
+                )
+                stack.callback(_close, name, trackers[name])
+        except BaseException:
+            stack.close()
+            if new:  # what the trackers before the one that refuses have written
+                shutil.rmtree(directory)
+            raise
         if trackers:
             (directory / FOLDER).mkdir(exist_ok=True)
             (directory / FOLDER / "key").write_text(key + "\n", encoding="utf-8")

@@ -149,6 +149,7 @@ def test_a_tracker_that_fails_is_named_once_and_the_run_is_whole(
         (["tensorbord"], "unknown tracker 'tensorbord': did you mean tensorboard"),
         (["mlflow", "mlflow:two"], "--track mlflow is given twice: name each tracker once"),
         (["wandb"], "wandb is not installed: pip install 'adadagrad[wandb]'"),
+        (["tensorboard", "wandb"], "wandb is not installed: pip install 'adadagrad[wandb]'"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_no_trace(
