@@ -34,6 +34,9 @@ def make(folder, changed=None, trainer=AdaptiveBatchTrainer, **our):
         ({"include_num_input_tokens_seen": "all"}, "include_num_input_tokens_seen.*read samples_seen"),
         ({"accelerator_config": {"split_batches": True}}, r"accelerator_config.split_batches of args.*share each step"),
         ({"accelerator_config": {"dispatch_batches": True}}, r"accelerator_config.dispatch_batches of args"),
+        ({"save_steps": 0.25}, "save_steps=0.25, a share of all steps, of args is not supported.*a number of steps"),
+        ({"eval_steps": 0.1}, "eval_steps=0.1, a share"),
+        ({"logging_steps": 0.1}, "logging_steps=0.1, a share"),
         ({"optim": "lomo"}, "optim='lomo' of args is not supported.*inside the backward"),
         (
             {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps"},

@@ -52,6 +52,10 @@ def refuse_arguments(args: TrainingArguments) -> None:
         ("include_num_input_tokens_seen", given["include_num_input_tokens_seen"] != "no", "read samples_seen"),
         ("accelerator_config.split_batches", accelerator.split_batches, "leave it out: ranks share each step"),
         ("accelerator_config.dispatch_batches", accelerator.dispatch_batches, "leave it out: ranks read their own"),
+        *(
+            (f"{name}={given[name]}, a share of all steps,", 0 < (given[name] or 0) < 1, "give a number of steps")
+            for name in ("logging_steps", "eval_steps", "save_steps")
+        ),
     ):
         if asked:
             raise InvalidArgument(f"{name} of args is not supported by AdaptiveBatchTrainer: {remedy}")
