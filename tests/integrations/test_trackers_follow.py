@@ -153,7 +153,22 @@ def test_it_waits_for_a_run_until_its_end(tmp_path: Path) -> None:
     assert sent == [2]
 
 
-@pytest.mark.parametrize("line", ["broken", "[]", '{"kind": "step"}', '{"kind": "log", "step": 1, "samples_seen": 1}'])
+LARGE = "1" + 400 * "0"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "broken",
+        "[]",
+        '{"kind": "step"}',
+        '{"kind": "log", "step": 1, "samples_seen": 1}',
+        f'{{"kind": "step", "step": 2, "samples_seen": 32, "loss": {LARGE}}}',
+        f'{{"kind": "log", "step": 1, "samples_seen": 16, "metrics": {{"a": {LARGE}}}}}',
+        "[" * 100_000,
+    ],
+    ids=range(7),
+)
 def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
     path = write(tmp_path, [start(), step(1, 16, 16)])
     path.write_text(path.read_text() + line + "\n")

@@ -85,7 +85,9 @@ class Follower:
             kind = record["kind"]
             at = (int(record["step"]), int(record["samples_seen"])) if kind in ("step", "skip", "log") else None
             logged = dict(record["metrics"]) if kind == "log" else None
-        except (KeyError, TypeError, ValueError) as error:
+            numbers = {n: float(v) for n, v in logged.items() if is_number(v)} if logged is not None else {}
+            numbers |= numbers_of(record) if kind in ("step", "skip") else {}
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise CorruptLog(f"{self._log}, line {self._lines}: not a record ({error!r})") from error
         self.finished = kind == "end"
         if kind == "start":
@@ -96,9 +98,7 @@ class Follower:
         self._place = (step, 0 if logged is None else self._place[1] + 1 if self._place[0] == step else 1)
         if self._place <= self._sent:
             return None
-        if logged is None:
-            return numbers_of(record), step, seen
-        return {name: float(value) for name, value in logged.items() if is_number(value)}, step, seen
+        return numbers, step, seen
 
     def _rewind(self) -> None:
         """Read the log from its beginning the next time; what has been sent is known."""

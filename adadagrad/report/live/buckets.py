@@ -64,8 +64,12 @@ class Bucket:
 
         Returns:
             The bucket.
+
+        Raises:
+            OverflowError: A count is no number of this world.
         """
-        size = int(record["global_batch_size"])
+        seen, size = int(record["samples_seen"]), int(record["global_batch_size"])
+        float(seen), float(size)
         cut = record.get("reason") == CUT and size_before is not None and size < size_before
         loss, left, requested = Mean(), Mean(), Mean()
         value = number(record.get("loss"))
@@ -74,7 +78,7 @@ class Bucket:
         requested.add(_logarithm(number(record.get("requested"))))
         finite = value is not None and math.isfinite(value)
         return cls(
-            seen=int(record["samples_seen"]),
+            seen=seen,
             seconds=float(record["seconds"]),
             size=size_before if cut and size_before is not None else size,
             lr=None if cut else number(record.get("lr")),  # a rule's rate for the size that it was cut to

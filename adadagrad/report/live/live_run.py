@@ -103,8 +103,8 @@ class LiveRun:
             quiet = time.time() - self._tail.path.stat().st_mtime
         except OSError:
             return "waiting"
-        steps = self._last.get("step") or 1
-        typical = 10 * (number(self._last.get("seconds")) or 0.0) / max(1, steps)
+        steps = number(self._last.get("step")) or 1.0
+        typical = 10 * (number(self._last.get("seconds")) or 0.0) / max(1.0, steps)
         return "stalled" if quiet > max(QUIET_SECONDS, typical) else "running"
 
     def _take(self, record: dict[str, Any]) -> None:
@@ -119,8 +119,8 @@ class LiveRun:
             self._last |= counts | measured
             self.end = None
         elif kind == "skip":
-            self._skipped += 1
             self._last |= {"loss": record.get("loss"), "step": record["step"]}
+            self._skipped += 1
         elif kind == "log":
             for name, value in record["metrics"].items():
                 if number(value) is not None:

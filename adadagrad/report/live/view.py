@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from adadagrad.report.live.buckets import COLUMNS
+from adadagrad.report.live.buckets import COLUMNS, number
 from adadagrad.report.live.live_run import LiveRun
 from adadagrad.report.reader import LOG_NAME
 
@@ -68,7 +68,9 @@ class LiveView:
                 self._runs[place] = LiveRun(place, most=self._most)
         if found == [self.directory]:
             self._runs = {self.directory: self._runs[self.directory]}
-        self._runs = dict(sorted(self._runs.items(), key=lambda pair: (pair[1].start.get("time") or 9e99, pair[0])))
+        self._runs = dict(
+            sorted(self._runs.items(), key=lambda pair: (number(pair[1].start.get("time")) or 9e99, pair[0]))
+        )
 
 
 def _places(since: str, head: str, count: int) -> list[tuple[int, int, int] | None]:

@@ -128,6 +128,27 @@ def test_what_cannot_be_read_is_counted_and_the_rest_is_shown(tmp_path: Path) ->
     assert (run["broken"], len(run["rows"])) == (5, 4)
 
 
+def test_numbers_that_are_none_do_not_stop_the_page(tmp_path: Path) -> None:
+    large = 10**400
+    odd = [
+        step(2, 32, large),
+        step(3, large, 16),
+        step(4, 48, 16, loss=large),
+        step(5, 64, 16) | {"step": "five"},
+        {"kind": "skip"},
+    ]
+    path = write(tmp_path / "a", [start(time="yesterday"), step(1, 16, 16), *odd])
+    write(tmp_path / "b", [start(time=1e9)])
+    view = LiveView(tmp_path)
+    news(view)  # which learns when they began
+    first, second = news(view)["runs"]
+    assert (first["name"], second["name"], second["state"]) == ("b", "a", "running")
+    assert [row[0] for row in second["rows"]] == [16, 64]
+    assert (second["broken"], second["skipped"]) == (4, 0)
+    os.utime(path, (0, time.time() - 60))
+    assert news(view)["runs"][1]["state"] == "stalled"
+
+
 def test_skipped_steps_are_counted(tmp_path: Path) -> None:
     write(tmp_path, [start(), step(1, 16, 16), step(2, 16, 16, kind="skip", loss="nan")])
     (run,) = news(LiveView(tmp_path))["runs"]
