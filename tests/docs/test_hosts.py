@@ -49,7 +49,8 @@ def told(script: str, folder: Path) -> str:
     return done.stdout.splitlines()[-1]
 
 
-@pytest.mark.parametrize("name", ["before", "after"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["before", "after"] if os.environ.get("ADADAGRAD_SLOW") == "1" else ["after"])
 @pytest.mark.parametrize("host", LOOPS, ids=lambda host: host.name)
 def test_the_scripts_run(host: Host, name: str, tmp_path: Path) -> None:
     pytest.importorskip(host.package)

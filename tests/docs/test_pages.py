@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -67,7 +68,15 @@ def run_command(arguments: list[str]) -> int:
         return int(ended.code or 0)
 
 
-@pytest.mark.parametrize("page", WITH_CODE)
+NOTEBOOKS = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.environ.get("ADADAGRAD_SLOW") != "1", reason="`make site`, which CI calls, runs notebooks"),
+]
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=NOTEBOOKS if page.startswith("notebooks/") else ()) for page in WITH_CODE]
+)
 def test_every_block_of_a_page_runs(page: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for package in NEEDS.get(page, ()):
         pytest.importorskip(package)

@@ -6,6 +6,7 @@ it is told that it runs under FSDP, which it would find out by itself on a GPU.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -72,7 +73,8 @@ def work(rank: int, name: str, folder: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", list(OPTIMIZERS))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(OPTIMIZERS) if os.environ.get("ADADAGRAD_SLOW") == "1" else ["adagrad"])
 def test_a_sharded_run_is_that_of_one_process_and_resumes_bit_for_bit(name: str, tmp_path: Any) -> None:
     found = on_two_ranks(work, name, str(tmp_path))
     model = make_model(torch.float64)

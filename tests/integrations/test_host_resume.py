@@ -14,6 +14,8 @@ import torch
 import adadagrad
 from tests.integrations.hosts import plain
 
+WHOLE = os.environ.get("ADADAGRAD_SLOW") == "1"
+"""Whether the run is killed twice, rather than once."""
 HOSTS = {"accelerate": "accelerate", "fabric": "lightning"}
 
 
@@ -25,10 +27,11 @@ def run(host: str, folder: Path, *end: str) -> int:
     return done.returncode
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", list(HOSTS))
-def test_killed_twice_it_is_the_run_that_was_not(host: str, tmp_path: Path) -> None:
+def test_killed_it_is_the_run_that_was_not(host: str, tmp_path: Path) -> None:
     pytest.importorskip(HOSTS[host])
-    assert [run(host, tmp_path, end) for end in ("4", "7")] == [-9, -9]
+    assert {run(host, tmp_path, end) for end in (("4", "7") if WHOLE else ("4",))} == {-9}
     assert run(host, tmp_path) == 0
     lines = [json.loads(line) for line in (tmp_path / "trace.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines]

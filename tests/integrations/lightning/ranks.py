@@ -71,4 +71,5 @@ def main(folder, kind, first):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:], "whole")
+    main(*sys.argv[1:], "resumed")

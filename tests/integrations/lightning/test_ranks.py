@@ -17,20 +17,21 @@ from tests.integrations.lightning.cases import MICRO, N, Net, plain
 ROOT = Path(__file__).parents[3]
 
 
-def torchrun(folder, *arguments):
+def torchrun(folder, kind):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [str(Path(__file__).with_name("ranks.py")), str(folder), *arguments]
+    command += [str(Path(__file__).with_name("ranks.py")), str(folder), kind]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, cwd=folder)
     assert done.returncode == 0, done.stderr[-4000:]
-    return [json.loads((folder / f"{arguments[1]}-{rank}.json").read_text()) for rank in (0, 1)]
+    return [
+        [json.loads((folder / f"{run}-{rank}.json").read_text()) for rank in (0, 1)] for run in ("whole", "resumed")
+    ]
 
 
 @pytest.fixture(scope="module", params=["ddp", "fsdp"])
 def runs(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    whole = torchrun(folder, request.param, "whole")
-    return request.param, whole, torchrun(folder, request.param, "resumed")
+    return request.param, *torchrun(folder, request.param)
 
 
 def test_ranks_hold_one_model_after_every_micro_batch(runs):
