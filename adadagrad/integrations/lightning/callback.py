@@ -163,9 +163,9 @@ class AdaptiveBatchCallback(Callback):
         decision = self._at_work.complete()
         if decision is not None:
             self.decision = decision
-            metrics = decision_metrics(decision)
-            pl_module.log_dict(dict(metrics), batch_size=1, logger=False)  # for callbacks
             if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+                metrics = decision_metrics(decision)
+                pl_module.log_dict(dict(metrics), batch_size=1, logger=False)  # for callbacks; some milliseconds
                 for logger in trainer.loggers:  # not by `log`, which repeats what another step has measured
                     logger.log_metrics(metrics, step=trainer.global_step - 1)
             trainer.should_stop |= self.total_samples is not None and self._at_work.over
